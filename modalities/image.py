@@ -1,0 +1,261 @@
+"""Pictures: decoded from bytes, cropped and augmented in the workers, cut into square patches on the device."""
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modalities.base import BadSample, Grid, View
+from modalities.hashing import generator
+
+WHITE = 255  # the background that transparent pixels go over; the exported processor has the same
+
+
+@dataclass(frozen=True)
+class Strong:
+    """Strengths and probabilities of the strong augmentation of one view (SimCLR appendix A; BYOL appendix B)."""
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter: float = 0.8
+    grey: float = 0.2
+    blur: float = 0.0
+    solarize: float = 0.0
+
+
+# One entry a view; the last serves all further ones.
+AUGMENTATIONS = {
+    "light": (Strong(),),
+    "simclr": (Strong(0.8, 0.8, 0.8, 0.2, blur=0.5),),
+    "byol": (Strong(0.4, 0.4, 0.2, 0.1, blur=1.0), Strong(0.4, 0.4, 0.2, 0.1, blur=0.1, solarize=0.2)),
+}
+
+
+class Image(Grid):
+    """Pictures of any kind that Pillow reads, as patches of a fixed-size grid.
+
+    Args:
+        image_size: height and width of the full view in pixels; one number for a square.
+        patch_size: side of a patch in pixels; divides `image_size`.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA, alpha kept).
+        positions: `fixed` sin-cos or `learned` (from sin-cos on).
+        target: what masked objectives predict: each patch `normalised` by its mean and deviation (MAE), the `raw`
+            values (squared error), or the raw values under the `absolute` error (SimMIM).
+        flip: probability of a left-right flip in weak and strong views.
+        rotation: largest turn of weak and strong views, in degrees.
+        shift: largest shift of weak and strong views, as a fraction of the side.
+        zoom: largest relative change of scale of weak and strong views.
+        shear: largest shear of weak and strong views, as a slope.
+        augmentation: colours of strong views: `light` (jitter and grey, for small pictures), `simclr` or `byol`
+            (the latter differs between the two views).
+        mean: value that is subtracted after scaling to 0..1, for all channels.
+        std: value that is then divided by.
+    """
+
+    leads = 1
+    features = ("Image",)
+    suffixes = tuple(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .ico .tga".split())
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        channels: Literal[1, 3, 4] = 3,
+        positions: Literal["fixed", "learned"] = "fixed",
+        target: Literal["normalised", "raw", "absolute"] = "normalised",
+        flip: float = 0.5,
+        rotation: float = 0.0,
+        shift: float = 0.0,
+        zoom: float = 0.0,
+        shear: float = 0.0,
+        augmentation: Literal["light", "simclr", "byol"] = "simclr",
+        mean: float = 0.5,
+        std: float = 0.5,
+    ):
+        super().__init__()
+        self.extent = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if patch_size < 1 or any(side < 1 or side % patch_size for side in self.extent):
+            size = "×".join(map(str, self.extent))
+            nearest = "×".join(str(max(1, round(s / max(patch_size, 1))) * max(patch_size, 1)) for s in self.extent)
+            raise ValueError(
+                f"modality.image_size {size} is not a multiple of modality.patch_size {patch_size}; "
+                f"nearest that is: {nearest}"
+            )
+        self.tile = (patch_size, patch_size)
+        self.channels = channels
+        self.learned_positions = positions == "learned"
+        self.target = target
+        self.flip = flip
+        self.rotation, self.shift, self.zoom, self.shear = rotation, shift, zoom, shear
+        self.augmentation = augmentation
+        self.mean, self.std = mean, std
+
+    def processor(self):
+        from transformers import ViTImageProcessor
+
+        return ViTImageProcessor(
+            size={"height": self.extent[0], "width": self.extent[1]},
+            image_mean=[self.mean] * self.channels,
+            image_std=[self.std] * self.channels,
+            do_convert_rgb=self.channels == 3,  # without it a grey picture crashes the processor
+            resample=2,  # bilinear
+        )
+
+    def load(self, folder: str) -> None:
+        """Sizes are settings; only the pixel statistics are the processor's."""
+        from transformers import ViTImageProcessor
+
+        processor = ViTImageProcessor.from_pretrained(folder)
+        self.mean, self.std = processor.image_mean[0], processor.image_std[0]
+
+    def read(self, value):
+        """`{"bytes", "path"}`, a path or a PIL picture -> a PIL picture: upright, 8 bits a channel, no transparency."""
+        from PIL import Image as pillow
+        from PIL import ImageOps
+
+        try:
+            if isinstance(value, dict):
+                value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
+            picture = value if isinstance(value, pillow.Image) else pillow.open(value)
+            if picture.width * picture.height > pillow.MAX_IMAGE_PIXELS:
+                raise BadSample(f"{picture.width}×{picture.height} pixels, more than {pillow.MAX_IMAGE_PIXELS}")
+            picture.load()
+            if picture.getexif().get(0x0112, 1) != 1:
+                picture = ImageOps.exif_transpose(picture)
+            return convert(picture, {1: "L", 3: "RGB", 4: "RGBA"}[self.channels])
+        except BadSample:
+            raise
+        except FileNotFoundError as error:
+            raise BadSample(f"no such file: {error.filename}") from error
+        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+            raise BadSample(f"not a readable picture: {error}") from error
+
+    def view(self, sample, view: View, seed: int) -> dict[str, Tensor]:
+        if view.strength == "none":
+            return {"data": self._evaluation(sample)}
+        from PIL import Image as pillow
+
+        random = generator(seed, view.index, 1)
+        height, width = (g * t for g, t in zip(self.scaled(view.size), self.tile, strict=True))
+        box = crop(sample.height, sample.width, view.scale, random)
+        if (sample.height, sample.width) != (height, width) or box != (0, 0, sample.width, sample.height):
+            # Reading at a coarser scale first is invisible at 3 times the size, and faster on large pictures.
+            gap = 3.0 if box[2] - box[0] > 6 * width else None
+            sample = sample.resize((width, height), pillow.Resampling.BICUBIC, box=box, reducing_gap=gap)
+        if self.rotation or self.shift or self.zoom or self.shear:
+            sample = self._affine(sample, random)
+        if random.random() < self.flip:
+            sample = sample.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
+        if view.strength == "strong":
+            views = AUGMENTATIONS[self.augmentation]
+            sample = distort(sample, views[min(view.index, len(views) - 1)], random)
+        return {"data": tensor(sample)}
+
+    def _evaluation(self, sample) -> Tensor:
+        from torchvision.transforms.v2 import functional as F
+
+        # What the native processor does: the whole picture, squeezed to the size.
+        return F.resize(tensor(sample), list(self.extent), F.InterpolationMode.BILINEAR, antialias=True)
+
+    def _affine(self, sample, random):
+        from PIL import Image as pillow
+
+        turn, zoom, shear, right, down = random.uniform(-1, 1, 5)
+        turn, zoom = math.radians(turn * self.rotation), math.exp(zoom * math.log1p(self.zoom))
+        cosine, sine, shear = math.cos(turn) / zoom, math.sin(turn) / zoom, shear * self.shear
+        a, b, c, d = cosine, sine + shear * cosine, -sine, cosine - shear * sine
+        x, y = sample.width / 2, sample.height / 2
+        right, down = x + right * self.shift * sample.width, y + down * self.shift * sample.height
+        matrix = (a, b, x - a * right - b * down, c, d, y - c * right - d * down)
+        fill = tuple(int(v) for v in np.median(np.asarray(sample).reshape(-1, self.channels), axis=0))
+        return sample.transform(
+            sample.size, pillow.Transform.AFFINE, matrix, pillow.Resampling.BILINEAR, fillcolor=fill
+        )
+
+    @torch.no_grad()
+    def prepare(self, view: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bytes `[B c h w]` -> patches. The order of operations is the native processor's, so results are equal."""
+        shape = (1, self.channels, 1, 1)
+        mean = torch.full(shape, self.mean, device=view["data"].device) * (1 / (1 / 255))
+        std = torch.full(shape, self.std, device=view["data"].device) * (1 / (1 / 255))
+        return view | self.cut(view["data"].float().sub_(mean).div_(std))
+
+
+def tensor(picture) -> Tensor:
+    """PIL picture -> bytes `[c h w]`."""
+    array = np.array(picture)  # a copy: the loader's tensors are written to
+    return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def convert(picture, mode: str):
+    """A PIL picture of any mode -> `mode` (`L`, `RGB` or `RGBA`), 8 bits a channel, transparency over white."""
+    from PIL import Image as pillow
+
+    if picture.mode.startswith("I") or picture.mode == "F":  # Pillow would cut these at 255
+        values = np.asarray(picture).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise BadSample("pixels that are not finite")
+        if picture.mode != "F" and (picture.mode != "I" or values.max(initial=0) > 255):
+            values = values / 257
+        elif picture.mode == "F" and values.max(initial=0) <= 1:
+            values = values * 255
+        picture = pillow.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
+    if mode != "RGBA" and ("A" in picture.getbands() or picture.info.get("transparency") is not None):
+        picture = picture.convert("RGBA")
+        picture = pillow.alpha_composite(pillow.new("RGBA", picture.size, (WHITE,) * 4), picture)
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def crop(height: int, width: int, scale: tuple[float, float], random) -> tuple[float, float, float, float]:
+    """Box (left, top, right, bottom) of a random crop: area in `scale`, aspect 3/4 to 4/3 (Szegedy et al. 2015)."""
+    if tuple(scale) == (1.0, 1.0):
+        return 0, 0, width, height
+    for _ in range(10):
+        area = height * width * random.uniform(*scale)
+        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = random.integers(0, width - w + 1), random.integers(0, height - h + 1)
+            return int(left), int(top), int(left) + w, int(top) + h
+    side = min(height, width)  # a very long picture: its middle
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def distort(picture, strong: Strong, random):
+    """Colour jitter, grey, blur and solarisation, each with its own probability."""
+    from PIL import Image as pillow
+    from PIL import ImageEnhance, ImageFilter, ImageOps
+
+    if picture.mode == "RGBA":
+        alpha = picture.getchannel("A")
+        picture = distort(picture.convert("RGB"), strong, random)
+        picture.putalpha(alpha)
+        return picture
+    colour = picture.mode == "RGB"
+    if random.random() < strong.jitter:
+        for step in random.permutation(4 if colour else 2):
+            if step == 0:
+                picture = ImageEnhance.Brightness(picture).enhance(1 + strong.brightness * random.uniform(-1, 1))
+            elif step == 1:
+                picture = ImageEnhance.Contrast(picture).enhance(1 + strong.contrast * random.uniform(-1, 1))
+            elif step == 2:
+                picture = ImageEnhance.Color(picture).enhance(1 + strong.saturation * random.uniform(-1, 1))
+            else:
+                hue, saturation, value = picture.convert("HSV").split()
+                turn = round(255 * strong.hue * random.uniform(-1, 1))
+                hue = pillow.fromarray(np.asarray(hue) + np.uint8(turn % 256))
+                picture = pillow.merge("HSV", (hue, saturation, value)).convert("RGB")
+    if colour and random.random() < strong.grey:
+        picture = picture.convert("L").convert("RGB")
+    if random.random() < strong.blur:
+        picture = picture.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0) * min(picture.size) / 224))
+    if random.random() < strong.solarize:
+        picture = ImageOps.solarize(picture)
+    return picture

@@ -1,0 +1,67 @@
+"""What an objective is: one module with everything that is trained for its sake, from views to a loss."""
+
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from encoders.backbone import Backbone
+from modalities.base import View
+
+Batch = list[dict[str, Tensor]]  # one dict a view, as `modalities.base` describes it
+
+
+class Progress(NamedTuple):
+    """Where training is: optimizer steps applied so far, steps in all, samples in a (global) step."""
+
+    step: int
+    steps: int
+    batch: int
+
+    @property
+    def fraction(self) -> float:
+        return min(1.0, self.step / max(1, self.steps))
+
+
+class Objective(nn.Module):
+    """Holds the backbone and what is trained for its sake: heads, decoder, teacher, prototypes, queue.
+
+    `forward(views)` returns `{"loss": scalar, ...}`. Other scalars are logged. Of the rest, all detached, the names that
+    `extras` lists go to `after_step`, and `features [B d]` go to the collapse monitor. The loss of a rank is such that
+    the mean over ranks is the loss of the joined batch, and so are the gradients.
+
+    An objective whose loss is of the whole batch is two methods: `represent`, sample by sample, and `compare`, with all
+    that mixes samples (normalisation over the batch, collectives). Forward is their composition; that split is what lets
+    a batch be larger than memory. Others override `forward`.
+
+    `views` is what it wants of each sample. Subclasses' constructors take the backbone first; their further arguments
+    are the objective's configuration.
+    """
+
+    extras: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, backbone: Backbone, views: tuple[View, ...]):
+        super().__init__()
+        self.backbone = backbone
+        self.views = views
+        self.head: nn.Module | None = None  # on the encoder's own pieces; the native class carries it, if it can
+
+    def represent(self, views: Batch) -> dict[str, Tensor]:
+        """Sample by sample: views -> tensors whose first axis, or second after the views', is the batch."""
+        raise NotImplementedError
+
+    def compare(self, z: dict[str, Tensor]) -> dict[str, Any]:
+        """Of the whole batch: representations -> `{"loss": ..., ...}`."""
+        raise NotImplementedError
+
+    def forward(self, views: Batch) -> dict[str, Any]:
+        return self.compare(self.represent(views))
+
+    def after_step(self, extras: list[dict[str, Tensor]], progress: Progress) -> None:
+        """Move what the optimizer does not: teacher, centre, queue.
+
+        Called only when the step was applied, with the extras that forward returned, one a micro-batch.
+        """
+
+    def averaged(self) -> Backbone | None:
+        """The teacher's backbone, where there is one that may be exported instead of the student's."""
+        return None

@@ -1,0 +1,69 @@
+"""Differentiable collectives. Nothing else calls `torch.distributed` inside a loss.
+
+Convention: every rank's loss is a part whose *mean* over ranks is the loss of the joined batch, and the engine averages
+gradients. Then the gradient of a gathered or summed tensor is the sum over ranks of what each rank asks of it, and
+nothing is averaged twice.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate `x` of all ranks along the first axis, in rank order. All ranks give the same shape."""
+    return x if ranks() == 1 else _Gather.apply(x)
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum `x` over all ranks."""
+    return x if ranks() == 1 else _Total.apply(x)
+
+
+def mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """A rank's part of the weighted mean of all ranks' values: the mean over ranks of what this returns is that mean.
+
+    Kept as (sum, count) until the last division, so that ranks with fewer values count less. Nothing at all gives 0.
+    """
+    if weight is None:
+        return values.mean()  # as many values on every rank
+    weight = weight.to(values.dtype)
+    count = total(weight.sum().detach())
+    return (values * weight).sum() * ranks() / count.clamp(min=1)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.rows = len(x)
+        parts = [torch.empty_like(x) for _ in range(ranks())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient

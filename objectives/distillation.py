@@ -1,0 +1,68 @@
+"""Self-distillation: a student predicts what a teacher, its own moving average, makes of another view."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from encoders.backbone import Backbone, stack
+from modalities.base import View
+from objectives.base import Batch, Objective, Progress
+from objectives.heads import MLPHead
+from objectives.teacher import Teacher
+
+
+class BYOL(Objective):
+    """Bootstrap your own latent (Grill et al. 2020): predict the teacher's projection of the other view.
+
+    Args:
+        half_life: half-life of the teacher's average, in samples (BYOL's 0.99 at batch 4096: 280,000).
+        head_hidden: width of the hidden layers of projector and predictor.
+        head_out: width of a projection.
+        head_layers: linear layers of the projector; the predictor has two.
+        head_norm: `batch` normalises over the global batch, `layer` over each sample's features.
+        scale: smallest and largest fraction of a sample that a view keeps.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        half_life: float = 5000.0,
+        head_hidden: int = 4096,
+        head_out: int = 256,
+        head_layers: int = 2,
+        head_norm: Literal["batch", "layer"] = "batch",
+        scale: tuple[float, float] = (0.08, 1.0),
+    ):
+        super().__init__(backbone, tuple(View(scale=scale, strength="strong", index=i) for i in range(2)))
+        if not half_life > 0:
+            raise ValueError(f"objective.half_life {half_life} is not above 0; try 5000")
+        self.projector = MLPHead(backbone.width, head_hidden, head_out, head_layers, head_norm)
+        self.predictor = MLPHead(head_out, head_hidden, head_out, 2, head_norm)
+        self.teacher = Teacher(backbone, self.projector, half_life=half_life)
+
+    def represent(self, views: Batch) -> dict[str, Tensor]:
+        both, count = stack(views), len(views)
+        with torch.no_grad():
+            target = self.teacher[0](both).unflatten(0, (count, -1))
+        return {"student": self.backbone(both).unflatten(0, (count, -1)), "teacher": target}
+
+    def compare(self, z: dict[str, Tensor]) -> dict[str, Tensor]:
+        guess = self.predictor(self.projector(z["student"]))
+        with torch.no_grad():
+            target = self.teacher[1](z["teacher"])
+        loss = byol_loss(guess[0], target[1]) + byol_loss(guess[1], target[0])
+        return {"loss": loss, "features": z["student"][0].detach()}
+
+    def after_step(self, extras: list[dict[str, Tensor]], progress: Progress) -> None:
+        self.teacher.follow(self.backbone, self.projector, progress=progress)
+
+    def averaged(self) -> Backbone:
+        return self.teacher[0]
+
+
+def byol_loss(guess: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
+    """`2 - 2 cos(guess, target)`, the squared distance of the normalised vectors (BYOL, equation 2), in float32."""
+    return 2 - 2 * F.cosine_similarity(guess.float(), target.float(), dim=-1).mean()
