@@ -1,6 +1,5 @@
 """The one transformer that all modalities share: the classic pre-norm trunk (LayerNorm, biases, exact GELU)."""
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F

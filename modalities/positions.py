@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,13 +17,13 @@ def sincos(extent: tuple[int, ...], width: int) -> Float[Tensor, "n d"]:
     """
     axes = len(extent)
     share = width // (2 * axes)
-    frequency = 1.0 / 10000 ** (torch.arange(share, dtype=torch.float64) / share)
-    grid = torch.meshgrid(*(torch.arange(e, dtype=torch.float64) for e in extent), indexing="ij")
-    table = torch.zeros(math.prod(extent), width, dtype=torch.float64)
+    frequency = 1.0 / 10000 ** (np.arange(share) / max(share, 1))
+    grid = np.meshgrid(*(np.arange(length) for length in extent), indexing="ij")
+    table = np.zeros((math.prod(extent), width))
     for i, axis in enumerate(reversed(grid)):
-        angle = axis.flatten()[:, None] * frequency
-        table[:, 2 * i * share : 2 * (i + 1) * share] = torch.cat([angle.sin(), angle.cos()], dim=1)
-    return table.float()
+        angle = axis.reshape(-1, 1) * frequency
+        table[:, 2 * i * share : 2 * (i + 1) * share] = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    return torch.from_numpy(table.astype(np.float32))
 
 
 class Positions(nn.Module):
@@ -43,10 +44,6 @@ class Positions(nn.Module):
         super().__init__()
         self.extent, self.sizes = tuple(extent), tuple(sizes)
         self.table = nn.Parameter(sincos(extent, width), requires_grad=learned)
-
-    def reset_parameters(self) -> None:
-        with torch.no_grad():
-            self.table.copy_(sincos(self.extent, self.table.shape[1]))
 
     def offset(self, size: tuple[int, ...]) -> int:
         """The first coordinate on axis 0 of the grid of that size."""

@@ -45,9 +45,7 @@ class MLPHead(nn.Sequential):
         norm: `batch` normalises over the global batch, `layer` over each sample's features.
     """
 
-    def __init__(
-        self, width: int, hidden: int, out: int, layers: int = 2, norm: Literal["batch", "layer"] = "batch"
-    ):
+    def __init__(self, width: int, hidden: int, out: int, layers: int = 2, norm: Literal["batch", "layer"] = "batch"):
         modules: list[nn.Module] = []
         for _ in range(layers - 1):
             modules += [nn.Linear(width, hidden, bias=False), NORMS[norm](hidden), nn.ReLU()]

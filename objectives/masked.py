@@ -130,5 +130,3 @@ class Masked(Objective):
             "loss": collectives.mean(error, valid.flatten()),
             "features": pool_pieces(encoded, view).detach(),
         }
-
-

@@ -5,9 +5,8 @@ Every kind gives each piece a key and hides, of each sample's eligible pieces, a
 depend on packing, ranks or device.
 """
 
-from collections.abc import Callable
-
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Int

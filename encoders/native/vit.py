@@ -93,9 +93,7 @@ class ViT(Family):
             image.lead_content.copy_(state.pop(embeddings + "cls_token")[0])
             image.lead_place.copy_(place[: image.leads])
             image.positions.table.copy_(place[image.leads :])
-            image.projection.weight.copy_(
-                state.pop(embeddings + "patch_embeddings.projection.weight").flatten(1)
-            )
+            image.projection.weight.copy_(state.pop(embeddings + "patch_embeddings.projection.weight").flatten(1))
             image.projection.bias.copy_(state.pop(embeddings + "patch_embeddings.projection.bias"))
             if "decoder.mask_token" in state and self._same_decoder(objective, state):
                 self._load_decoder(state, objective)
@@ -120,8 +118,7 @@ class ViT(Family):
             if native == "decoder_pred":  # the native target lies (height, width, channel)
                 image = objective.backbone.modality
                 weight, bias = (
-                    rearrange(t, "(h w c) ... -> (c h w) ...", h=image.tile[0], w=image.tile[1])
-                    for t in (weight, bias)
+                    rearrange(t, "(h w c) ... -> (c h w) ...", h=image.tile[0], w=image.tile[1]) for t in (weight, bias)
                 )
             ours.weight.copy_(weight)
             ours.bias.copy_(bias)

@@ -1,0 +1,410 @@
+"""Text: documents cut into windows of token ids, spans and split views of them, packed into rows."""
+
+import hashlib
+import heapq
+import json
+import logging
+import os
+import tempfile
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modalities.base import BadSample, Modality, View
+from modalities.hashing import generator, mix, uniform
+from modalities.positions import Positions
+
+SPECIALS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}  # RoBERTa's, in its order
+NEEDED = ("cls", "pad", "sep", "mask")
+FORMAT = 1  # of the cached tokenizers and windows; raise it when the code that makes them changes
+SPLIT, SPAN, DELETE = 1, 2, 3  # what a view's random numbers are for
+
+
+class Text(Modality):
+    """Documents or lines of text as token ids: every token of a document is in one of its windows.
+
+    Args:
+        tokenizer: hub id or folder of a fast tokenizer; pad, mask, first or last token are added where it has none. (The
+            native class's position table begins after the pad's id, so that had better be small.) Default: a byte-level
+            BPE, trained on the training rows.
+        vocab_size: rows of the word embedding. Default: 8192 for the trained tokenizer, a named one's own size, below
+            which it never is.
+        max_length: tokens of a window, `<s>` and `</s>` included.
+        max_positions: places of the position table, where that should have more than `max_length`.
+        whole_words: masked objectives hide whole words.
+        augmentation: strong views: `split` gives each token to one of two disjoint views (`scale` is not used); `span`
+            keeps a random run of words, of a length in `scale`.
+        deletion: probability with which a strong view leaves out each of its tokens.
+        token_types: rows of the token type table, of which the first is used; some published checkpoints have 2.
+        eps: epsilon of the embedding's LayerNorm; the native class has the same in the encoder.
+    """
+
+    leads = 1
+    features = ("string", "large_string")
+    suffixes = (".txt", ".text", ".md")
+
+    def __init__(
+        self,
+        tokenizer: str | None = None,
+        vocab_size: int | None = None,
+        max_length: int = 128,
+        max_positions: int | None = None,
+        whole_words: bool = False,
+        augmentation: Literal["split", "span"] = "split",
+        deletion: float = 0.0,
+        token_types: int = 1,
+        eps: float = 1e-12,
+    ):
+        super().__init__()
+        least = len(SPECIALS) + 256
+        if tokenizer is None and vocab_size is not None and vocab_size < least:
+            raise ValueError(f"modality.vocab_size {vocab_size}: a byte-level tokenizer has at least {least}; try 8192")
+        if max_length < 3:
+            raise ValueError(f"modality.max_length {max_length} leaves no room between <s> and </s>; try 128")
+        if max_positions is not None and max_positions < max_length:
+            raise ValueError(f"modality.max_positions {max_positions} is below modality.max_length {max_length}")
+        if not 0 <= deletion < 1:
+            raise ValueError(f"modality.deletion {deletion} is not in [0, 1); try 0.1")
+        self.named, self.vocab_size = tokenizer, vocab_size
+        self.max_length, self.max_positions = max_length, max_positions or max_length
+        self.whole_words, self.augmentation, self.deletion = whole_words, augmentation, deletion
+        self.token_types, self.eps = token_types, eps
+        self.tokenizer = None
+        self.ignored = 0  # blank documents among the rows that `samples` was last given
+
+    def fit(self, rows, column: str) -> None:
+        """Load the named tokenizer, or train one on the rows. Before `samples`, `view` and `build`."""
+        if self.named is None:
+            self._adopt(train(rows, column, self.vocab_size or 8192))
+        else:
+            self.load(self.named)
+
+    def load(self, folder: str) -> None:
+        from transformers import AutoTokenizer
+
+        self._adopt(AutoTokenizer.from_pretrained(folder))
+
+    def _adopt(self, tokenizer) -> None:
+        self.tokenizer = tokenizer = complete(tokenizer)
+        tokenizer.model_max_length = self.max_positions
+        self.first, self.last, self.padding, self.mask = (
+            getattr(tokenizer, f"{role}_token_id") for role in ("cls", "sep", "pad", "mask")
+        )
+        self.words_known = len(tokenizer)
+        self.rows = max(len(tokenizer), self.vocab_size or 0) if self.named else len(tokenizer)
+
+    def processor(self):
+        if self.tokenizer is None:
+            raise ValueError("text has no tokenizer yet: call fit or load first")
+        return self.tokenizer
+
+    def samples(self, rows, column: str):
+        """Windows of token ids, in `column`, in the order of the rows; `fit` comes first.
+
+        The other columns go along, and `source_row` is the row's index. Blank documents give none (`self.ignored`).
+        """
+        import datasets
+        from datasets.fingerprint import Hasher
+
+        backend = self.processor().backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        window = {"ids": datasets.List(datasets.Value("int32")), "starts": datasets.List(datasets.Value("bool"))}
+        features = rows.features | {column: window, "source_row": datasets.Value("int64")}
+        length = self.max_length - 2
+        made = rows.with_format("arrow").map(
+            lambda table, index: cut(table, index, column, backend, length),
+            with_indices=True,
+            batched=True,
+            batch_size=256,
+            remove_columns=rows.column_names,
+            features=datasets.Features(features),
+            new_fingerprint=Hasher.hash((rows._fingerprint, column, backend.to_str(), length, FORMAT)),
+            desc="cutting text into windows",
+        )
+        sources = np.asarray(made["source_row"][:]) if len(made) else np.zeros(0)
+        self.ignored = len(rows) - len(np.unique(sources))
+        if not len(made):
+            raise ValueError(f"column {column!r}: none of {len(rows)} rows has any text")
+        return made.with_format(None)
+
+    def read(self, value) -> dict[str, np.ndarray]:
+        """A window of `samples`, or a text, of which it takes the first window -> ids and where words start."""
+        if value is None or isinstance(value, str):
+            encoding = self.processor().backend_tokenizer.encode(clean(value), add_special_tokens=False)
+            value = {"ids": encoding.ids[: self.max_length - 2], "starts": word_starts(encoding)[: self.max_length - 2]}
+        if not len(value["ids"]):
+            raise BadSample("blank text")
+        return {"ids": np.asarray(value["ids"], dtype=np.int64), "starts": np.asarray(value["starts"], dtype=bool)}
+
+    def view(self, sample: dict[str, np.ndarray], view: View, seed: int) -> dict[str, Tensor]:
+        """The tokens that the view keeps, then `</s>`; `identity` is a hash of all of the window's."""
+        ids, starts = sample["ids"], sample["starts"]
+        kept = np.arange(len(ids))
+        if view.strength == "strong" and self.augmentation == "split":
+            kept = kept[half(len(ids), view.index % 2, generator(seed, view.index // 2, SPLIT))]
+        elif view.strength != "none" and tuple(view.scale) != (1.0, 1.0):
+            kept = span(starts, view.scale, generator(seed, view.index, SPAN))
+        if view.strength == "strong" and self.deletion:
+            draw = generator(seed, view.index, DELETE).random(len(kept))
+            kept = kept[(draw >= self.deletion) | (draw == draw.max())]
+        identity = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little", signed=True)
+        made = {"data": torch.from_numpy(np.append(ids[kept], self.last)), "identity": torch.tensor(identity)}
+        if self.whole_words:
+            word = np.cumsum(starts)
+            made["group"] = torch.from_numpy(np.append(word[kept], word[-1] + 1))
+        return made
+
+    def collate(self, samples: list[dict[str, Tensor]], seed: Int[Tensor, "b"]) -> dict[str, Tensor]:
+        """Pack the samples into rows. Neither the rows' number nor their length is fixed; `pack` says why."""
+        lengths = [len(s["data"]) for s in samples]
+        rows = pack(lengths, self.leads)
+        shape = (len(rows), max(sum(lengths[i] for i in row) for row in rows))
+        keys = {"data": self.padding, "position": 0, "segment": 0} | ({"group": 0} if self.whole_words else {})
+        packed = {key: torch.full(shape, fill) for key, fill in keys.items()}
+        packed["samples"] = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for r, row in enumerate(rows):
+            start = 0
+            for slot, i in enumerate(row):
+                here = slice(start, start + lengths[i])
+                values = samples[i] | {"position": torch.arange(lengths[i]), "segment": i + 1}
+                for key in keys:
+                    packed[key][r, here] = values[key]
+                packed["samples"][r, slot] = i + 1
+                start += lengths[i]
+        packed["position"] = packed["position"][..., None]
+        return packed | {"seed": seed, "identity": torch.stack([s["identity"] for s in samples])}
+
+    def build(self, width: int, sizes: tuple[float, ...] = ()) -> None:
+        """Word, position and token type tables, as RoBERTa's: places are counted from the one after the padding's."""
+        tokenizer = self.processor()
+        self.words = nn.Embedding(self.rows, width, padding_idx=self.padding)
+        self.positions = nn.Embedding(self.padding + 1 + self.max_positions, width, padding_idx=self.padding)
+        self.types = nn.Embedding(self.token_types, width)
+        self.norm = nn.LayerNorm(width, self.eps)
+        special = torch.zeros(self.rows, dtype=torch.bool)
+        special[tokenizer.all_special_ids] = True
+        special[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
+        self.register_buffer("special", special, persistent=False)
+        self.register_buffer("ordinary", (~special[: self.words_known]).nonzero()[:, 0], persistent=False)
+        self.register_buffer("first_id", torch.tensor([[self.first]]), persistent=False)
+        self.register_buffer("mask_id", torch.tensor(self.mask), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal (0.02), as RoBERTa; the padding's rows are zero and stay so in sums of embeddings."""
+        for table in (self.words, self.positions, self.types):
+            nn.init.normal_(table.weight, std=0.02)
+            if table.padding_idx is not None:
+                nn.init.zeros_(table.weight[table.padding_idx])
+        self.norm.reset_parameters()
+
+    @property
+    def hidden(self) -> Float[Tensor, "d"]:
+        return self.words(self.mask_id)
+
+    def lead(self) -> Float[Tensor, "l d"]:
+        before = torch.full_like(self.first_id, -1)  # its place is the one before the first piece's
+        return self.join(self.content(self.first_id), self.place(before[..., None]))[0]
+
+    def content(self, data: Int[Tensor, "r n"]) -> Float[Tensor, "r n d"]:
+        return self.words(data)
+
+    def place(self, position: Int[Tensor, "r n a"]) -> Float[Tensor, "r n d"]:
+        return self.positions(position[..., 0] + (self.padding + 2))
+
+    def join(self, content: Float[Tensor, "r n d"], place: Float[Tensor, "_ n d"]) -> Float[Tensor, "r n d"]:
+        return self.norm(content + self.types(torch.zeros_like(self.mask_id)) + place)
+
+    def places(self, width: int) -> nn.Module:
+        return Positions((self.max_positions,), width)
+
+    def hideable(self, view: dict[str, Tensor]) -> Bool[Tensor, "r n"]:
+        ordinary = ~self.special[view["data"]]
+        return ordinary & (view["segment"] > 0) if "segment" in view else ordinary
+
+    def droppable(self, view: dict[str, Tensor]) -> Bool[Tensor, "r n"]:
+        return self.hideable(view)
+
+    def corrupt(self, data: Int[Tensor, "r n"], hide: Bool[Tensor, "r n"], seed: Int[Tensor, "r n"]):
+        """Of the chosen, 80 % become the mask token, 10 % a random token, 10 % stay (BERT, Devlin et al. 2019)."""
+        draw = uniform(seed, 1)
+        other = self.ordinary[mix(seed, 2, data) % len(self.ordinary)]
+        return torch.where(hide & (draw >= 0.8) & (draw < 0.9), other, data), hide & (draw < 0.8)
+
+    def head(self, width: int) -> nn.Module:
+        return LMHead(width, self.words, self.eps)
+
+    def error(self, guess: Float[Tensor, "h v"], data: Int[Tensor, "h"]) -> Float[Tensor, "h"]:
+        return F.cross_entropy(guess.float(), data, reduction="none")
+
+
+class LMHead(nn.Module):
+    """RoBERTa's: dense, GELU, LayerNorm, then the word embedding itself as the last matrix."""
+
+    def __init__(self, width: int, words: nn.Embedding, eps: float):
+        super().__init__()
+        self.dense = nn.Linear(width, words.embedding_dim)
+        self.norm = nn.LayerNorm(words.embedding_dim, eps)
+        self.weight = words.weight  # the same parameter
+        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
+        nn.init.normal_(self.dense.weight, std=0.02)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(self, x: Float[Tensor, "h w"]) -> Float[Tensor, "h v"]:
+        return F.linear(self.norm(F.gelu(self.dense(x))), self.weight, self.bias)
+
+
+def half(length: int, which: int, random: np.random.Generator) -> Bool[np.ndarray, "n"]:
+    """True for the tokens of one of two disjoint halves, neither empty. Both have the token of a text of one."""
+    first = random.random(length) < 0.5
+    if length == 1:
+        return np.ones(1, dtype=bool)
+    if first.all() or not first.any():
+        first[random.integers(length)] ^= True
+    return first if which == 0 else ~first
+
+
+def span(starts: Bool[np.ndarray, "n"], scale: tuple[float, float], random: np.random.Generator):
+    """Indices of the tokens of a random run of words, a fraction of them in `scale`, at least one."""
+    begin = np.flatnonzero(starts)
+    if len(begin) < 2:  # a script without spaces
+        begin = np.arange(len(starts))
+    begin[0] = 0  # a window may begin within a word
+    count = max(1, round(random.uniform(*scale) * len(begin)))
+    word = random.integers(len(begin) - count + 1)
+    return np.arange(begin[word], np.append(begin, len(starts))[word + count])
+
+
+def pack(lengths: list[int], leads: int) -> list[list[int]]:
+    """Lay samples out in rows of about equal length: the longest first, each into the row that is shortest so far.
+
+    Of all numbers of rows it takes that of least work: tokens, each `lead` slot of each row among them, and attention's
+    growth with the row. With the rows' length fixed beforehand, 5 to 7 % of a batch of 64 would be holes (texts of half
+    a row leave no room for a third, and the last row is part empty); so it is 3 to 4 %.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    total, best = sum(lengths) + leads * len(lengths), None
+    longest = lengths[order[0]] + leads
+    for count in range(max(1, total // max(longest, 200)), total // longest + 2):
+        heap, rows = [(0, r) for r in range(count)], [[] for _ in range(count)]
+        for i in order:
+            length, r = heap[0]
+            rows[r].append(i)
+            heapq.heapreplace(heap, (length + lengths[i], r))
+        tokens = max(heap)[0] + leads * max(map(len, rows))
+        work = count * tokens * (1 + tokens / 2304)  # 6 · width is where attention costs as much as the rest; 384 wide
+        if best is None or work < best[0]:
+            best = work, rows
+    return [row for row in best[1] if row]
+
+
+def clean(text: str | None) -> str:
+    """Without byte-order marks, carriage returns and white space at the ends: they are no text."""
+    return (text or "").replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def word_starts(encoding) -> list[bool]:
+    """True where a token begins a word, by the tokenizer's own idea of a word."""
+    words = encoding.word_ids
+    return [i == 0 or word is None or word != words[i - 1] for i, word in enumerate(words)]
+
+
+def cut(table, index: list[int], column: str, backend, length: int):
+    """Rows of text -> rows of windows of at most `length` token ids."""
+    import pyarrow as pa
+
+    encodings = backend.encode_batch([clean(t) for t in table[column].to_pylist()], add_special_tokens=False)
+    count = np.array([len(e) for e in encodings], dtype=np.int64)
+    windows = -(-count // length)
+    source = np.repeat(np.arange(len(count)), windows)
+    number = np.arange(len(source)) - np.repeat(np.cumsum(windows) - windows, windows)
+    begin = (np.cumsum(count) - count)[source] + number * length
+    offsets = pa.array(np.append(begin, count.sum()), pa.int32())
+
+    def lists(values, kind):
+        return pa.ListArray.from_arrays(offsets, pa.array(np.fromiter(chain.from_iterable(values), kind)))
+
+    window = {
+        "ids": lists((e.ids for e in encodings), np.int32),
+        "starts": lists(map(word_starts, encodings), bool),
+    }
+    others = table.drop_columns([column]).take(source)
+    made = {name: others[name] for name in others.column_names}
+    made[column] = pa.StructArray.from_arrays(list(window.values()), list(window))
+    return pa.table(made | {"source_row": pa.array(np.asarray(index)[source], pa.int64())})
+
+
+def train(rows, column: str, vocab_size: int):
+    """A RoBERTa tokenizer with a byte-level BPE of the rows' text: the same for the same rows, and cached by them."""
+    import datasets
+    from datasets.fingerprint import Hasher
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+    from transformers import RobertaTokenizer
+
+    name = Hasher.hash((rows._fingerprint, column, vocab_size, FORMAT)) + ".json"
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "triptych_tokenizers" / name
+    if not path.exists():
+        trained = Tokenizer(models.BPE())
+        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIALS.values()),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        trained.train_from_iterator(excerpts(rows, column), trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            file.write(trained.to_str())
+        os.replace(file.name, path)
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    return RobertaTokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(pair) for pair in model["merges"]],
+        add_prefix_space=True,  # a word is the same token at the head of a window and within
+        mask_token=AddedToken(SPECIALS["mask"], lstrip=True, special=True),
+    )
+
+
+def excerpts(rows, column: str, most: int = 50_000_000, piece: int = 1000):
+    """Text to train a tokenizer on: rows evenly over the data, at most about `most` characters, in short pieces."""
+    step, seen = max(1, len(rows) // 500_000), 0
+    for batch in rows.select(range(0, len(rows), step)).select_columns([column]).iter(1000):
+        for text in map(clean, batch[column]):
+            yield from (text[i : i + piece] for i in range(0, len(text), piece))
+            seen += len(text)
+        if seen > most:
+            return
+
+
+def complete(tokenizer):
+    """A fast tokenizer with all the tokens that the model needs, that writes `<s>` before and `</s>` after a text."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    if not tokenizer.is_fast:
+        raise ValueError("modality.tokenizer is not a fast tokenizer (one with a tokenizer.json)")
+    missing = {f"{role}_token": SPECIALS[role] for role in NEEDED if getattr(tokenizer, f"{role}_token") is None}
+    if missing:
+        logging.getLogger(__name__).warning("the tokenizer has no %s: added", ", ".join(missing))
+        tokenizer.add_special_tokens(missing)
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    plain = tokenizer("a a", add_special_tokens=False)["input_ids"]
+    if dict(tokenizer("a a")) == {"input_ids": [first, *plain, last], "attention_mask": [1] * (len(plain) + 2)}:
+        return tokenizer
+    backend, cls, sep = tokenizer.backend_tokenizer, tokenizer.cls_token, tokenizer.sep_token
+    backend.post_processor = TemplateProcessing(
+        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} {sep} $B {sep}", special_tokens=[(cls, first), (sep, last)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "attention_mask"],  # the native class has one token type
+        **{f"{role}_token": getattr(tokenizer, f"{role}_token") for role in SPECIALS},
+    )

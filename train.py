@@ -1,0 +1,70 @@
+"""Pretrain: config -> modality, encoder, objective, data -> engine -> checkpoints.
+
+    python train.py --config configs/image_mae.yaml --data path/to/pictures --output_dir runs/mine
+
+`python`, `torchrun` and `deepspeed` all launch it. From Python: `from train import pretrain; pretrain(config)`.
+"""
+
+import os
+import sys
+from typing import Any
+
+from training.config import Config, UserError, from_command_line, one_line, read
+
+
+def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, Any]:
+    """Run a configuration: a `Config`, a dictionary of options, or a YAML file. Returns the last figures.
+
+    An interrupted run continues from its newest whole checkpoint; a finished one is left alone.
+
+    Raises:
+        UserError: for what the user can mend, in one line, before anything is written.
+    """
+    config = read(config)
+
+    # Imported only now: arguments are refused in the time that torch takes.
+    from encoders import native
+    from training import engine
+    from training.data import load
+    from training.loop import Loop, open_folder
+
+    try:
+        engine.settings(config.run, int(os.environ.get("WORLD_SIZE", 1)))
+        engine.pick_device(config.run)
+        start = None
+        if config.run.init_from:
+            family, start = native.start_from(config.run.init_from, config.modality["name"])
+            config.modality |= start.modality
+            config.encoder |= start.encoder
+        modality = config.build_modality()
+        rows = load(config.data, modality)
+        _, resumed = open_folder(config, int(os.environ.get("WORLD_SIZE", 1)))
+        if resumed is not None:
+            modality.load(str(resumed / "modality"))
+        elif start is not None:
+            modality.load(config.run.init_from)
+        else:
+            modality.fit(rows.table, rows.column)
+        objective = config.build_objective(modality)
+        if start is not None and resumed is None:
+            native.load(family, start, objective)
+        device = engine.start(config.run)
+        loop = Loop(config, objective, rows, device)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+    return loop.train()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line. A mistake of the user's is one line and exit code 1, not a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    argv = [a for a in argv if not a.startswith("--local_rank")]  # the deepspeed launcher adds it
+    config = from_command_line(argv)
+    try:
+        pretrain(config)
+    except UserError as error:
+        sys.exit(f"train.py: {one_line(error)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""The DeepSpeed engine: one path from a laptop's CPU to a cluster; a single process is a world of one."""
+
+import json
+import logging
+import math
+import os
+import socket
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from training.config import Run, UserError
+
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+MOMENTS = {"adamw_torch": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+
+def start(run: Run) -> torch.device:
+    """Join the process group that a launcher announced, or make a world of one."""
+    device = pick_device(run)
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    if "RANK" not in os.environ:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if device.type == "cuda" and torch.cuda.device_count() > 1:
+            count = torch.cuda.device_count()
+            print(f"{count} GPUs are visible, 1 is used; for all: torchrun --nproc_per_node {count} train.py ...")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # On a CPU this op would be compiled at the first start: no compiler, no start, and a kill during the build leaves a
+    # lock on which the next start hangs.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
+    return device
+
+
+def pick_device(run: Run) -> torch.device:
+    found = torch.cuda.is_available()
+    if run.device == "cuda" and not found:
+        raise UserError("device cuda: no GPU is visible; use --device cpu, or mend the driver or CUDA_VISIBLE_DEVICES")
+    if run.device == "cpu" or not found:
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def settings(run: Run, ranks: int) -> dict[str, Any]:
+    """DeepSpeed's configuration: what the user gave, with ours filled in. Clashes are errors."""
+    given = run.deepspeed
+    if isinstance(given, str):
+        if not Path(given).is_file():
+            raise UserError(f"deepspeed {given}: no such file; there are configs/deepspeed/zero0.json to zero3.json")
+        try:
+            given = json.loads(Path(given).read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"deepspeed {run.deepspeed}: not JSON: {error}") from None
+    given = json.loads(json.dumps(given or {}))
+    ours = dict(zip(BATCH_KEYS, (global_batch(run, ranks), run.per_device_train_batch_size, 0), strict=True))
+    ours["gradient_accumulation_steps"] = run.gradient_accumulation_steps
+    option = {BATCH_KEYS[1]: "per_device_train_batch_size", BATCH_KEYS[2]: "gradient_accumulation_steps"}
+    for key, value in ours.items():
+        if given.get(key, "auto") not in ("auto", value):
+            way = f"set {option[key]}" if key in option else f"per device × accumulation × {ranks} ranks make {value}"
+            raise UserError(f"deepspeed {key} {given[key]} clashes with our {value}; leave it out or {way}")
+    for key, way in {
+        "optimizer": "--optim",
+        "scheduler": "--warmup_steps",
+        "bf16": "--bf16, which autocasts and keeps parameters and teachers in float32",
+        "fp16": "--bf16",
+        "gradient_clipping": "--max_grad_norm",
+        "torch_autocast": "--bf16",
+    }.items():
+        value = given.pop(key, "auto")
+        if value != "auto" and not (isinstance(value, dict) and value.get("enabled", True) in (False, "auto")):
+            raise UserError(f"deepspeed {key}: is set by {way}; leave it out of the DeepSpeed settings")
+    zero = given.setdefault("zero_optimization", {})
+    stage = zero.setdefault("stage", 0)
+    if stage == 3:
+        # Persistent parameters stay stale in a teacher's forward.
+        zero["stage3_param_persistence_threshold"] = 0
+    if stage:
+        zero.setdefault("reduce_bucket_size", 50_000_000)
+        zero.setdefault("allgather_bucket_size", 50_000_000)
+    return (
+        given
+        | ours
+        | {
+            "gradient_clipping": run.max_grad_norm if stage else 0.0,  # stage 0: `Engine.step` clips
+            # Without the empty list, gradients would be reduced in bfloat16.
+            "torch_autocast": {"enabled": run.bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 2**62,
+        }
+    )
+
+
+def global_batch(run: Run, ranks: int) -> int:
+    return run.per_device_train_batch_size * run.gradient_accumulation_steps * ranks
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters with and without decay: none on biases, norms, positions and leads."""
+    decay, free = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            exempt = parameter.ndim < 2 or any(part.startswith(("position", "lead")) for part in name.split("."))
+            (free if exempt else decay).append(parameter)
+    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def optimizer(run: Run, module: nn.Module) -> torch.optim.Optimizer:
+    groups = parameter_groups(module, run.weight_decay)
+    if run.optim == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=run.adam_beta1)
+    betas = (run.adam_beta1, run.adam_beta2)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=run.adam_epsilon, fused=True)
+
+
+def learning_rate(run: Run, peak: float, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to 0."""
+    warmup = run.warmup_steps if run.warmup_steps >= 1 else math.ceil(run.warmup_steps * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+
+
+class Engine:
+    """DeepSpeed's engine with what it lacks: a finiteness test at stage 0, and gradient norms at every stage."""
+
+    def __init__(self, module: nn.Module, run: Run, device: torch.device):
+        import deepspeed
+
+        self.run, self.device, self.ranks, self.rank = run, device, dist.get_world_size(), dist.get_rank()
+        config = settings(run, self.ranks)
+        self.stage = config["zero_optimization"]["stage"]
+        module = module.to(device)
+        if run.compile:
+            module.compile(dynamic=False)
+        self.trainable = [p for p in module.parameters() if p.requires_grad]
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer(run, module), config=config)
+        self.module = module
+
+    @property
+    def base_optimizer(self) -> torch.optim.Optimizer:
+        return self.engine.optimizer.optimizer if self.stage else self.engine.optimizer
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16) if self.run.bf16 else nullcontext()
+
+    def forward(self, views) -> dict[str, Any]:
+        return self.engine(views)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, rate: float) -> tuple[bool, float]:
+        """Apply one micro-batch's turn of a step; at the boundary, the step. Returns (applied, gradient norm)."""
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()
+            return False, math.nan
+        for group in self.base_optimizer.param_groups:
+            group["lr"] = rate
+        if self.stage:
+            self.engine.step()
+            return self.engine.was_step_applied(), float(self.engine.get_global_grad_norm() or math.nan)
+        gradients = [p.grad for p in self.trainable if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        value = norm.item()
+        applied = math.isfinite(value)
+        if not applied:
+            for parameter in self.trainable:  # the optimizer passes over parameters without a gradient
+                parameter.grad = None
+        elif 0 < self.run.max_grad_norm < value:
+            torch._foreach_mul_(gradients, self.run.max_grad_norm / (value + 1e-6))
+        self.engine.step()
+        return applied, value
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of all ranks, joined on the first axis."""
+        parts = [torch.empty_like(values) for _ in range(self.ranks)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    def mean(self, value: torch.Tensor) -> float:
+        value = value.detach().float().clone()
+        dist.all_reduce(value)
+        return value.item() / self.ranks
+
+    # What a checkpoint holds: full float32 tensors by name, whatever the stage and the number of ranks.
+
+    def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Parameters with buffers, and optimizer moments by `moment/name`; on the CPU. All ranks take part."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        weights, moments = {}, {}
+        for name, parameter in self.module.named_parameters():
+            if self.stage and parameter.requires_grad:
+                weights[name] = safe_get_full_fp32_param(parameter).cpu()
+            else:
+                with self.whole(parameter):
+                    weights[name] = parameter.detach().cpu().clone()
+            if not parameter.requires_grad:
+                continue
+            for moment in MOMENTS[self.run.optim]:
+                if self.stage:
+                    value = safe_get_full_optimizer_state(parameter, moment)
+                else:
+                    value = self.base_optimizer.state.get(parameter, {}).get(moment)
+                if value is not None:
+                    moments[f"{moment}/{name}"] = value.detach().cpu().view(weights[name].shape).clone()
+        for name, buffer in self.module.named_buffers():
+            weights[name] = buffer.detach().cpu().clone()
+        return weights, moments
+
+    def load(self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], applied: int) -> None:
+        """Take back what `tensors` gave. At stages 1 to 3, moments must exist: see `dry_step`."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        expected = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        if expected.keys() != weights.keys():
+            odd = sorted(expected.keys() ^ weights.keys())
+            raise UserError(f"the checkpoint's tensors are not this objective's: {', '.join(odd[:3])} ...")
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                value = weights[name].to(self.device)
+                with self.whole(parameter, modify=True):
+                    parameter.copy_(value)
+                if not parameter.requires_grad:
+                    continue
+                if self.stage:
+                    safe_set_full_fp32_param(parameter, value)
+                for moment in MOMENTS[self.run.optim]:
+                    if f"{moment}/{name}" not in moments:
+                        continue
+                    held = moments[f"{moment}/{name}"].to(self.device)
+                    if self.stage:
+                        safe_set_full_optimizer_state(parameter, held, moment)
+                    else:
+                        self.base_optimizer.state[parameter][moment] = held
+                if not self.stage and self.run.optim == "adamw_torch" and applied:
+                    self.base_optimizer.state[parameter]["step"] = torch.tensor(float(applied), device=self.device)
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(weights[name])
+            for state in self.base_optimizer.state.values():
+                if "step" in state:
+                    state["step"].fill_(applied)
+
+    def dry_step(self, views) -> None:
+        """A step with learning rate 0, so that the ZeRO optimizer's moments exist; `load` overwrites them."""
+        for _ in range(self.run.gradient_accumulation_steps):
+            self.backward(self.forward(views)["loss"])
+            self.step(0.0)
+
+    def whole(self, parameter: nn.Parameter, modify: bool = False):
+        """Within, the parameter is whole on this rank, also under ZeRO-3."""
+        if self.stage < 3:
+            return nullcontext()
+        from deepspeed.zero import GatheredParameters
+
+        return GatheredParameters([parameter], modifier_rank=0 if modify else None)

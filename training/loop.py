@@ -1,0 +1,269 @@
+"""The training loop: batches in order, steps, evaluation, checkpoints; the same on one process and on many."""
+
+import hashlib
+import json
+import math
+import os
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from modalities.hashing import mix
+from objectives import Objective, Progress
+from training import checkpoint
+from training.config import Config, UserError, differences
+from training.data import Order, Rows, Samples, held_out, loader, source
+from training.engine import Engine, global_batch, learning_rate
+from training.log import Log, environment
+from training.monitor import Monitor
+
+EVAL_SEED = 0xE7A1  # the held-out part has the same views and masks every time
+
+
+def fingerprint(rows: Rows) -> str:
+    """A hash of the data: its size and a hundred of its cells."""
+    count = len(rows)
+    state = hashlib.sha256(f"{count} {rows.column}".encode())
+    for i in sorted({i * (count - 1) // 99 for i in range(100)}):
+        cell = rows.table[i][rows.column]
+        state.update(repr(cell.get("bytes") or source(cell) if isinstance(cell, dict) else cell).encode())
+    return state.hexdigest()[:16]
+
+
+def open_folder(config: Config, ranks: int) -> tuple[Path, Path | None]:
+    """The run's folder, and the checkpoint to continue from. Refuses a folder of anything else; makes none yet."""
+    folder = Path(config.run.output_dir)
+    if not folder.exists() or not any(folder.iterdir()):
+        return folder, None
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"output_dir {folder} holds other files; choose an empty or a new one")
+    old = yaml.safe_load((folder / "config.yaml").read_text())
+    changed = differences(old, checkpoint.plain(config.to_dict()))
+    if changed:
+        raise UserError(
+            f"output_dir {folder} holds a run with other settings ({', '.join(changed)}); choose another folder, "
+            "or give the same settings to continue it"
+        )
+    return folder, checkpoint.newest(folder, print if int(os.environ.get("RANK", 0)) == 0 else lambda _: None)
+
+
+def total_steps(config: Config, order: Order) -> int:
+    if config.run.max_steps > 0:
+        return config.run.max_steps
+    return max(1, math.ceil(config.run.num_train_epochs * order.steps_an_epoch))
+
+
+class Loop:
+    """One run. `train` runs it to its end, from the newest checkpoint if there is one."""
+
+    def __init__(self, config: Config, objective: Objective, rows: Rows, device: torch.device, samples=None):
+        run = self.run = config.run
+        self.config, self.rows, self.device = config, rows, device
+        self.modality = objective.backbone.modality
+        ranks = dist.get_world_size()
+        self.folder, self.start = open_folder(config, ranks)
+
+        training, evaluation = held_out(len(rows), config.data.eval_fraction)
+        self.table, self.eval_table = (self._samples(index) for index in (training, evaluation))
+        limit = config.data.max_bad if config.data.max_bad is not None else max(10, len(rows) // 100)
+        self.max_bad = limit
+        self.batch = global_batch(run, ranks)
+        self.order = Order(len(self.table), self.batch, run.seed)
+        self.steps = total_steps(config, self.order)
+        base = run.base_learning_rate
+        self.peak = run.learning_rate if base is None else base * self.batch / 256
+        self.fingerprint = fingerprint(rows)
+        self.engine = Engine(objective, run, device)
+        self.objective = objective
+        self.step = self.applied = self.failed = 0
+        self.bad: dict[int, tuple[str, str]] = {}
+
+    def _samples(self, index):
+        table = self.modality.samples(self.rows.table.select(index), self.rows.column)
+        return table.select_columns([self.rows.column]) if self.rows.column in table.column_names else table
+
+    @property
+    def first_rank(self) -> bool:
+        return self.engine.rank == 0
+
+    def _loader(self, table, batches, seed: int, workers: int):
+        samples = Samples(table, self.rows.column, self.modality, self.objective.views, seed, self.max_bad)
+        return loader(samples, batches, workers, self.device)
+
+    def _prepare(self, views) -> list[dict[str, torch.Tensor]]:
+        moved = ({k: v.to(self.device, non_blocking=True) for k, v in view.items()} for view in views)
+        with torch.no_grad():
+            return [self.modality.prepare(view) for view in moved]
+
+    def train(self) -> dict[str, Any]:
+        """Train to the last step; returns the last figures."""
+        run = self.run
+        if self.start is not None:
+            self._resume(self.start)
+        if self.step >= self.steps:
+            if self.first_rank:
+                print(f"{self.folder} is finished: {self.step} steps; nothing to do")
+            return {}
+        self._open()
+        monitor, figures = Monitor(self.steps), {}
+        self.log = Log(self.folder, run, self.steps, self.step, silent=not self.first_rank)
+        rate_note = f"= {run.base_learning_rate} × {self.batch} / 256 " if run.base_learning_rate else ""
+        self.log.say(
+            f"{self.steps:,} steps of {self.batch} samples on {self.engine.ranks} rank(s), ZeRO-{self.engine.stage}; "
+            f"learning rate {self.peak:.3g} {rate_note}; {len(self.table):,} samples to train on, "
+            f"{len(self.eval_table):,} held out"
+        )
+        batches = self.order.micro_batches(
+            self.step, self.steps, run.gradient_accumulation_steps, self.engine.rank, self.engine.ranks
+        )
+        feed = iter(self._loader(self.table, batches, run.seed, run.dataloader_num_workers))
+        clock, waited, since = time.perf_counter(), 0.0, self.step
+        self.objective.train()
+        try:
+            while self.step < self.steps:
+                asked = time.perf_counter()
+                micro = list(islice(feed, run.gradient_accumulation_steps))
+                waited += time.perf_counter() - asked
+                self._note_bad([m["bad"] for m in micro])
+                loss, norm, rate = self._step(micro, monitor)
+                if self.step % run.logging_steps == 0 or self.step == self.steps:
+                    now = time.perf_counter()
+                    speed = (self.step - since) * self.batch / (now - clock)
+                    figures = {
+                        "epoch": self.step / self.order.steps_an_epoch,
+                        "loss": self.engine.mean(loss),
+                        "learning_rate": rate,
+                        "grad_norm": norm,
+                        "samples": self.step * self.batch,
+                        "samples_per_second": speed,
+                        "data_wait": waited / (now - clock),
+                    } | monitor.figures(self.step)
+                    if self.step % max(1, run.eval_steps) == 0 and run.eval_steps or self.step == self.steps:
+                        figures |= self.evaluate()
+                    self.log.write(self.step, figures)
+                    self.log.progress(self.step, figures["loss"], rate, speed)
+                    if alarm := monitor.alarm():
+                        self.log.say(alarm)
+                    clock, waited, since = time.perf_counter(), 0.0, self.step
+                if self.step == self.steps or run.save_steps and self.step % run.save_steps == 0:
+                    self.save()
+            self.log.say(f"verdict: {monitor.verdict()}")
+            self.log.say(f"{self.folder}: {self.steps:,} steps done, {len(self.bad)} unusable samples replaced")
+        finally:
+            self.log.close()
+        return figures | {"verdict": monitor.verdict()}
+
+    def _step(self, micro, monitor: Monitor) -> tuple[torch.Tensor, float, float]:
+        """One optimizer step; returns (loss of this rank, gradient norm, learning rate)."""
+        rate = learning_rate(self.run, self.peak, self.step, self.steps)
+        loss, extras = torch.zeros((), device=self.device), []
+        for number, batch in enumerate(micro):
+            # Whatever draws from torch's own generator (a dropout, say) is the same after a resume.
+            torch.manual_seed(mix(self.run.seed, self.step, number, self.engine.rank))
+            out = self.engine.forward(self._prepare(batch["views"]))
+            self.engine.backward(out["loss"])
+            loss += out["loss"].detach() / len(micro)
+            extras.append({name: out[name] for name in self.objective.extras})
+            if "features" in out:
+                monitor.see(self.engine.gather(out["features"].float()) if self.engine.ranks > 1 else out["features"])
+            applied, norm = self.engine.step(rate)
+        self.step += 1
+        if applied:
+            self.applied, self.failed = self.applied + 1, 0
+            with torch.no_grad():
+                self.objective.after_step(extras, Progress(self.applied, self.steps, self.batch))
+        else:
+            self.failed += 1
+            self.log.say(f"step {self.step}: the gradient is not finite ({norm}); no weight was changed")
+            if self.failed == 2:
+                last = checkpoint.folders(self.folder)
+                raise UserError(
+                    f"steps {self.step - 1} and {self.step} were not finite, so training stops; "
+                    f"last good checkpoint: {last[0] if last else 'none'}; lower learning_rate or look at the data"
+                )
+        return loss, norm, rate
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss on the held-out part, with the same views and masks every time."""
+        size = self.run.per_device_train_batch_size
+        whole = len(self.eval_table) // (size * self.engine.ranks)
+        if not whole:
+            return {}
+        share = range(self.engine.rank, whole * self.engine.ranks, self.engine.ranks)
+        batches = [[(0, i) for i in range(b * size, (b + 1) * size)] for b in share]
+        self.objective.eval()
+        with torch.no_grad():
+            losses = [
+                self.engine.forward(self._prepare(batch["views"]))["loss"].float()
+                for batch in self._loader(self.eval_table, batches, EVAL_SEED, 0)
+            ]
+        self.objective.train()
+        return {"eval_loss": self.engine.mean(torch.stack(losses).mean())}
+
+    def _note_bad(self, found: list[dict[int, tuple[str, str]]]) -> None:
+        for row, (name, reason) in ((r, why) for batch in found for r, why in batch.items()):
+            if row in self.bad:
+                continue
+            self.bad[row] = (name, reason)
+            line = json.dumps({"source": name, "row": row, "reason": reason}) + "\n"
+            with open(self.folder / "bad_samples.jsonl", "a") as file:  # one write a line: ranks may share the file
+                file.write(line)
+        if len(self.bad) > self.max_bad:
+            row, (name, reason) = next(iter(self.bad.items()))
+            raise UserError(
+                f"more than {self.max_bad} unusable samples (data.max_bad), such as {name}: {reason}; "
+                f"all are named in {self.folder / 'bad_samples.jsonl'}"
+            )
+
+    def _open(self) -> None:
+        if self.first_rank:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            config = yaml.safe_dump(checkpoint.plain(self.config.to_dict()), sort_keys=False)
+            data = {"name": str(self.config.data.name), "rows": len(self.rows), "fingerprint": self.fingerprint}
+            checkpoint.write_aside(self.folder / "environment.json", json.dumps(environment(data), indent=1))
+            checkpoint.write_aside(self.folder / "config.yaml", config)
+        dist.barrier()
+
+    def save(self) -> None:
+        weights, moments = self.engine.tensors()
+        if self.first_rank:
+            state = {
+                "step": self.step,
+                "applied": self.applied,
+                "failed": self.failed,
+                "steps": self.steps,
+                "batch": self.batch,
+                "data": self.fingerprint,
+                "bad": {str(row): why for row, why in self.bad.items()},
+            }
+            checkpoint.write(self.folder, self.step, weights, moments, state, self.config.to_dict(), self.modality)
+            checkpoint.prune(self.folder, self.run.save_total_limit)
+        dist.barrier()
+
+    def _resume(self, folder: Path) -> None:
+        weights, moments, state = checkpoint.read(folder)
+        if state["data"] != self.fingerprint:
+            raise UserError(
+                f"data {self.rows.name} is not what {folder} was trained on (fingerprint {self.fingerprint}, "
+                f"was {state['data']}); give the same data, or another output_dir"
+            )
+        if state["batch"] != self.batch:
+            raise UserError(
+                f"{folder} was trained with {state['batch']} samples a step, now it would be {self.batch}; set "
+                f"per_device_train_batch_size × gradient_accumulation_steps to {state['batch'] // self.engine.ranks}"
+            )
+        if self.engine.stage:
+            _, micro = 0, next(self.order.micro_batches(0, 1, 1, self.engine.rank, self.engine.ranks))
+            micro = micro[: self.run.per_device_train_batch_size]
+            batch = next(iter(self._loader(self.table, [micro], self.run.seed, 0)))
+            self.engine.dry_step(self._prepare(batch["views"]))
+        self.engine.load(weights, moments, state["applied"])
+        self.step, self.applied, self.failed = state["step"], state["applied"], state["failed"]
+        self.bad = {int(row): tuple(why) for row, why in state["bad"].items()}
+        if self.first_rank:
+            print(f"continuing from {folder}: step {self.step} of {self.steps}")

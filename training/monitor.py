@@ -1,0 +1,79 @@
+"""Is it learning, or collapsing? Figures of the features that objectives return, and a verdict in words."""
+
+from collections import deque
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+KEPT = 512  # samples whose features are looked at together
+DEVIATION, RANK = 0.02, 1.5  # below either, features are as good as one point or one line
+
+
+def collapse_figures(features: Float[Tensor, "n d"]) -> dict[str, float]:
+    """Four views of the same question, in float32.
+
+    `feature_deviation`: mean deviation of the normalised features relative to 1/sqrt(d), which is that of a uniform
+    sphere (SimSiam, Chen and He 2021, section 4.1). `rankme`: exp of the entropy of the singular values (Garrido et al.
+    2023, equation 1). `rankme_share`: its share of the largest possible. `mean_cosine`: mean cosine of two samples.
+    """
+    features = features.float()
+    n, d = features.shape
+    unit = F.normalize(features, dim=-1)
+    values = torch.linalg.svdvals(features.double())
+    p = values / values.sum().clamp(min=1e-30) + 1e-12
+    rank = torch.exp(-(p * p.log()).sum()).item()
+    cosine = (unit.sum(0).square().sum() - n) / max(1, n * (n - 1))
+    return {
+        "feature_deviation": (unit.std(0, unbiased=False).mean() * d**0.5).item(),
+        "rankme": rank,
+        "rankme_share": rank / min(n, d),
+        "mean_cosine": cosine.item(),
+    }
+
+
+class Monitor:
+    """Keeps the latest features; raises an alarm when figures stay at collapse past the start of the run."""
+
+    def __init__(self, steps: int):
+        self.steps, self.low, self.alarmed = steps, 0, False
+        self.recent: deque[Tensor] = deque()
+        self.last: dict[str, float] = {}
+
+    def see(self, features: Float[Tensor, "b d"]) -> None:
+        self.recent.append(features)
+        while sum(map(len, self.recent)) - len(self.recent[0]) >= KEPT:
+            self.recent.popleft()
+
+    def figures(self, step: int) -> dict[str, float]:
+        """Figures now. After `alarm` returned a text once, it stays silent."""
+        if not self.recent:
+            return {}
+        self.last = collapse_figures(torch.cat(list(self.recent)))
+        self.low = self.low + 1 if self.collapsed and step > 0.05 * self.steps else 0
+        return self.last
+
+    @property
+    def collapsed(self) -> bool:
+        return bool(self.last) and (self.last["feature_deviation"] < DEVIATION or self.last["rankme"] < RANK)
+
+    def alarm(self) -> str | None:
+        if self.low < 2 or self.alarmed:
+            return None
+        self.alarmed = True
+        return f"ALARM: the features are collapsing ({self._words()}); see the verdict in the README"
+
+    def verdict(self) -> str:
+        if not self.last:
+            return "no features were seen"
+        if self.collapsed:
+            return f"COLLAPSED: all samples look alike to the encoder ({self._words()})"
+        return f"not collapsed ({self._words()})"
+
+    def _words(self) -> str:
+        f = self.last
+        return (
+            f"deviation {f['feature_deviation']:.3f} of 1, RankMe {f['rankme']:.1f} "
+            f"({f['rankme_share']:.0%} of the possible), mean cosine {f['mean_cosine']:.2f}"
+        )
