@@ -30,8 +30,8 @@ class Text(Modality):
     """Documents or lines of text as token ids: every token of a document is in one of its windows.
 
     Args:
-        tokenizer: hub id or folder of a fast tokenizer; pad, mask, first or last token are added where it has none. (The
-            native class's position table begins after the pad's id, so that had better be small.) Default: a byte-level
+        tokenizer: hub id or folder of a fast tokenizer; pad, mask, first or last token are added where it has none.
+            (The native position table begins after the pad's id, so that had better be small.) Default: a byte-level
             BPE, trained on the training rows.
         vocab_size: rows of the word embedding. Default: 8192 for the trained tokenizer, a named one's own size, below
             which it never is.

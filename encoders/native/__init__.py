@@ -2,10 +2,12 @@
 
 from torch import nn
 
+from encoders.native.ast import AST
 from encoders.native.base import Family, Start
+from encoders.native.roberta import Roberta
 from encoders.native.vit import ViT
 
-FAMILIES: tuple[Family, ...] = (ViT(),)
+FAMILIES: tuple[Family, ...] = (ViT(), AST(), Roberta())
 
 
 def family_of(modality: str) -> Family:

@@ -32,7 +32,7 @@ class Roberta(Family):
         text = backbone.modality
         if text.eps != backbone.encoder.eps:
             raise ValueError(
-                f"modality.eps {text.eps} and encoder.eps {backbone.encoder.eps} differ: the native class has one for both"
+                f"modality.eps {text.eps} and encoder.eps {backbone.encoder.eps} differ: the native class has but one"
             )
         config = RobertaPreLayerNormConfig(
             **config_settings(backbone),
@@ -54,7 +54,7 @@ class Roberta(Family):
         for kind in ("weight", "bias"):
             state[f"{prefix}embeddings.LayerNorm.{kind}"] = getattr(text.norm, kind)
         if head is None:
-            # An identity before the native tanh, so that AutoModel's pooler_output is not a random projection of the CLS.
+            # An identity before the native tanh, so that pooler_output is not a random projection of the CLS.
             return state | {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
         return state | {
             "lm_head.dense.weight": head.dense.weight,

@@ -1,0 +1,469 @@
+"""Text: windows, packing, views, masks and what is done with odd documents and tokenizers."""
+
+import json
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from encoders import Backbone, Encoder
+from encoders.backbone import keep
+from modalities import EVALUATION, BadSample, Text, View
+from modalities.text import clean, pack, span
+from objectives import BYOL, MAE, Masked, SimCLR, masking
+
+CASES = Path(__file__).parents[2].parent / "shared" / "cases"
+NOUNS = "river stone light garden music winter table paper window forest market child engine sugar letter".split()
+VERBS = "walks sings holds makes keeps finds turns breaks paints sees".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Tokenizers and windows of these tests are no business of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+def sentences(count: int, seed: int = 0, longest: int = 40) -> list[str]:
+    """Texts of lognormal lengths, as those of news are."""
+    random = np.random.default_rng(seed)
+    lengths = np.clip(np.exp(random.normal(2.7, 0.6, count)), 1, longest).astype(int)
+    return [" ".join(random.choice(NOUNS if i % 2 else VERBS) for i in range(n)) for n in lengths]
+
+
+def rows_of(texts, **columns) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"text": texts} | columns)
+
+
+@pytest.fixture(scope="module")
+def text():
+    made = Text(vocab_size=400, max_length=48)
+    made.fit(rows_of(sentences(200)), "text")
+    return made
+
+
+@pytest.fixture(scope="module")
+def backbone(text):
+    torch.manual_seed(0)
+    made = Backbone(text, Encoder(32, 2, 2))
+    for parameter in made.parameters():  # from their small initial values differences would not show
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+def batch(text, texts, view=EVALUATION, first=0):
+    made = [text.view(text.read(t), view, first + i) for i, t in enumerate(texts)]
+    return made, torch.arange(first, first + len(texts))
+
+
+def padded(text, samples, seed, rows=None):
+    """A view with one sample a row, padded to the longest; or in the given rows."""
+    lengths = [len(s["data"]) for s in samples]
+    rows = rows or [[i] for i in range(len(samples))]
+    shape = (len(rows), max(sum(lengths[i] for i in row) for row in rows) + 3)
+    view = {k: torch.zeros(shape, dtype=torch.long) for k in ("position", "segment", "group")}
+    view["data"] = torch.full(shape, text.padding)
+    view["samples"] = torch.tensor([[i + 1 for i in row] + [0] * (max(map(len, rows)) - len(row)) for row in rows])
+    for r, row in enumerate(rows):
+        start = 0
+        for i in row:
+            here = slice(start, start := start + lengths[i])
+            view["data"][r, here], view["segment"][r, here] = samples[i]["data"], i + 1
+            view["position"][r, here] = torch.arange(lengths[i])
+    if not text.whole_words:
+        del view["group"]
+    return view | {"position": view["position"][..., None], "seed": seed, "identity": torch.arange(len(samples))}
+
+
+# Windows
+
+
+def test_every_token_of_a_document_is_in_a_window_and_the_source_is_named(text):
+    texts = ["", "river", " ".join(NOUNS * 20), "\n \r\n", "\ufeffstone light\r", None]
+    rows = rows_of(texts, label=[0, 1, 2, 3, 4, 5])
+    samples = text.samples(rows, "text")
+    assert text.ignored == 3
+    assert samples.column_names == ["text", "label", "source_row"]
+    assert samples["label"] == samples["source_row"]
+    for row in (1, 2, 4):
+        windows = [w["ids"] for w, source in zip(samples["text"], samples["source_row"], strict=True) if source == row]
+        assert sum(windows, []) == text.tokenizer(clean(texts[row]), add_special_tokens=False)["input_ids"]
+        assert all(0 < len(w) <= text.max_length - 2 for w in windows)
+    assert text.samples(rows, "text")._fingerprint == samples._fingerprint
+
+
+def test_evaluation_view_is_the_tokenizer_output(text):
+    for words in (["river"], NOUNS, NOUNS * 10):
+        row = text.samples(rows_of([" ".join(words)]), "text")[0]["text"]
+        native = text.tokenizer(" ".join(words), truncation=True)["input_ids"]
+        for sample in (text.read(row), text.read(" ".join(words))):
+            assert text.view(sample, EVALUATION, 0)["data"].tolist() == native[1:]
+    assert len(native) == text.max_length
+
+
+def test_blank_texts_are_bad_samples_and_blank_columns_an_error(text):
+    with pytest.raises(BadSample):
+        text.read(" \r\n")
+    with pytest.raises(ValueError, match="none of 2 rows"):
+        text.samples(rows_of(["", " "]), "text")
+
+
+def test_the_trained_tokenizer_is_the_same_again_and_loads_natively(text, tmp_path):
+    again = Text(vocab_size=400, max_length=48)
+    again.fit(rows_of(sentences(200)), "text")
+    assert again.tokenizer.get_vocab() == text.tokenizer.get_vocab()
+    text.save(str(tmp_path))
+    native = AutoTokenizer.from_pretrained(tmp_path)
+    assert native.model_max_length == 48
+    assert native("river stone <mask>")["input_ids"] == text.tokenizer("river stone <mask>")["input_ids"]
+    assert native.convert_ids_to_tokens(native("river")["input_ids"])[::2] == ["<s>", "</s>"]
+    loaded = Text(vocab_size=400, max_length=48)
+    loaded.load(str(tmp_path))
+    assert (
+        loaded.rows == text.rows and loaded.read("river light")["ids"].tolist() == native("river light").input_ids[1:-1]
+    )
+
+
+def test_wrong_settings_say_what_to_do():
+    for wrong in ({"vocab_size": 100}, {"max_length": 2}, {"max_positions": 16}, {"deletion": 1.0}):
+        with pytest.raises(ValueError, match=f"modality.{next(iter(wrong))}"):
+            Text(**wrong)
+    with pytest.raises(ValueError, match="fit or load"):
+        Text().samples(rows_of(["a"]), "text")
+
+
+# Views
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 10, 40])
+def test_split_views_are_disjoint_complete_and_never_empty(text, length):
+    sample = {"ids": np.arange(10, 10 + length), "starts": np.ones(length, dtype=bool)}
+    seen = set()
+    for seed in range(60):
+        one, two = (text.view(sample, View(strength="strong", index=i), seed)["data"].tolist() for i in (0, 1))
+        assert one[-1] == two[-1] == text.last and len(one) > 1 and len(two) > 1
+        assert one == sorted(one[:-1]) + [text.last]
+        if length > 1:
+            assert sorted(one[:-1] + two[:-1]) == sample["ids"].tolist()
+        seen.add(tuple(one))
+    assert length < 10 or len(seen) > 50
+
+
+def test_span_keeps_a_run_of_words_of_the_asked_length():
+    starts = np.array([0, 1, 0, 1, 1, 0, 0, 1, 1, 0], dtype=bool)
+    for seed in range(50):
+        kept = span(starts, (0.4, 0.6), np.random.default_rng(seed))
+        assert (np.diff(kept) == 1).all() and 2 <= starts[kept].sum() <= 3
+        assert kept[0] == 0 or starts[kept[0]]
+        assert kept[-1] == 9 or starts[kept[-1] + 1]
+    for length in (1, 5):
+        assert len(span(np.zeros(length, dtype=bool), (0.01, 0.02), np.random.default_rng(0))) == 1
+
+
+def test_scale_deletion_and_identity(text):
+    cropping = Text(vocab_size=400, max_length=48, augmentation="span", deletion=0.3)
+    cropping.fit(rows_of(sentences(200)), "text")
+    sample = cropping.read(" ".join(NOUNS[:14]))
+    made = [cropping.view(sample, View(scale=(0.5, 0.9), strength="strong", index=i), 3) for i in (0, 1)]
+    assert made[0]["data"].tolist() != made[1]["data"].tolist()
+    assert made[0]["identity"] == made[1]["identity"] != text.view(text.read("river"), EVALUATION, 0)["identity"]
+    sizes = [len(cropping.view(sample, View(strength="strong"), s)["data"]) - 1 for s in range(300)]
+    assert np.mean(sizes) / len(sample["ids"]) == pytest.approx(0.7, abs=0.03)
+    short = {"ids": np.array([9]), "starts": np.array([True])}
+    assert all(len(cropping.view(short, View(strength="strong"), s)["data"]) == 2 for s in range(50))
+    weak = text.view(sample, View(scale=(0.5, 0.5)), 0)["data"]
+    assert len(weak) - 1 == pytest.approx(len(sample["ids"]) / 2, abs=4)
+
+
+# Packing
+
+
+def test_packing_loses_nothing_repeats_nothing_and_fills_the_rows():
+    filling = []
+    for size, scale in ((64, 1), (64, 2), (128, 1), (256, 1)):
+        for seed in range(10):
+            random = np.random.default_rng(seed)
+            news = np.clip(np.exp(random.normal(4.05, 0.36, size)), 10, 127)  # ag_news under 8,192 words
+            lengths = np.maximum(2, news / scale).astype(int).tolist()
+            rows = pack(lengths, 1)
+            assert sorted(i for row in rows for i in row) == list(range(size))
+            length = max(sum(lengths[i] for i in row) for row in rows) + max(map(len, rows))
+            filling.append((sum(lengths) + size) / (len(rows) * length))
+    assert np.mean(filling) > 0.955 and min(filling) > 0.92
+    assert pack([5], 1) == [[0]] and len(pack([127] * 8, 1)) == 8
+
+
+def test_equal_packed_padded_and_alone(text, backbone):
+    samples, seed = batch(text, sentences(24))
+    packed, plain = text.collate(samples, seed), padded(text, samples, seed)
+    assert len(packed["data"]) < len(plain["data"])
+    with torch.no_grad():
+        pooled = backbone(packed)
+        torch.testing.assert_close(pooled, backbone(plain), atol=1e-5, rtol=1e-5)
+        for i, sample in enumerate(samples):
+            alone = {"data": sample["data"][None], "seed": seed[i : i + 1]}
+            alone["position"] = torch.arange(len(sample["data"]))[None, :, None]
+            torch.testing.assert_close(pooled[i : i + 1], backbone(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["random", "block"])
+@pytest.mark.parametrize("objective", [Masked, MAE])
+def test_losses_are_equal_packed_padded_and_alone(text, backbone, objective, kind):
+    torch.manual_seed(1)
+    model = objective(backbone, mask_ratio=0.4, masking=kind)
+    samples, seed = batch(text, [t for t in sentences(40) if len(t.split()) > 1], first=100)
+    order = np.random.default_rng(0).permutation(len(samples)).tolist()
+    others = [order[i : i + 3] for i in range(0, len(order), 3)]
+    views = [text.collate(samples, seed), padded(text, samples, seed), padded(text, samples, seed, others)]
+    with torch.no_grad():
+        losses = torch.stack([model([view])["loss"] for view in views])
+        torch.testing.assert_close(losses, losses[:1].expand(3), atol=1e-5, rtol=1e-5)
+        total = hidden = 0
+        for i, sample in enumerate(samples):  # the batch's loss is the mean over its hidden pieces
+            view = text.collate([sample], seed[i : i + 1])
+            count = masking.hide(view, 0.4, kind, 3, text.hideable(view)).sum()
+            total, hidden = total + model([view])["loss"] * count, hidden + count
+        torch.testing.assert_close(total / hidden, losses[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [SimCLR, BYOL])
+def test_objectives_of_pooled_views_are_equal_packed_and_padded(text, backbone, objective):
+    torch.manual_seed(1)
+    model = objective(backbone, head_hidden=32, head_out=16)
+    texts = sentences(12)
+    losses = []
+    for collate in (text.collate, lambda samples, seed: padded(text, samples, seed)):
+        views = [collate(*batch(text, texts, view)) for view in model.views]
+        losses.append(model(views)["loss"])
+        losses[-1].backward()
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+
+
+# Masks
+
+
+@pytest.mark.parametrize("kind", sorted(masking.MASKINGS))
+def test_masks_do_not_depend_on_packing_and_spare_specials(text, backbone, kind):
+    texts = ["river", *sentences(30)]
+    samples, seed = batch(text, texts)
+    masks = []
+    for view in (
+        text.collate(samples, seed),
+        padded(text, samples, seed),
+        padded(text, samples, seed, [list(range(31))]),
+    ):
+        hide = masking.hide(view, 0.3, kind, 3, text.hideable(view))
+        assert not (hide & (view["segment"] == 0)).any()
+        ids = view["data"][hide].tolist()
+        assert not set(ids) & set(text.tokenizer.all_special_ids)
+        places = [
+            frozenset(view["position"][..., 0][hide & (view["segment"] == i + 1)].tolist()) for i in range(len(texts))
+        ]
+        assert all(places), "a text without a target"
+        masks.append(places)
+    assert masks[0] == masks[1] == masks[2]
+    ordinary = [len(s["data"]) - 1 for s in samples]
+    assert [len(p) for p in masks[0]] == [n - int(np.floor(n * 0.7)) for n in ordinary]
+
+
+def test_masks_are_redrawn_with_the_seed(text):
+    samples, seed = batch(text, [" ".join(NOUNS)])
+    views = [text.collate(samples, seed + i) for i in range(20)]
+    drawn = {tuple(masking.hide(v, 0.3, "random", 3, text.hideable(v)).flatten().tolist()) for v in views}
+    assert len(drawn) == 20
+
+
+def test_whole_words_are_hidden_together():
+    text = Text(vocab_size=262, max_length=64, whole_words=True)  # next to no merges: letters
+    text.fit(rows_of(sentences(5)), "text")
+    samples, seed = batch(text, [" ".join(NOUNS[:8]) for _ in range(50)])
+    view = text.collate(samples, seed)
+    text.build(8)
+    hide = masking.hide(view, 0.3, "random", 3, text.hideable(view))
+    partly = 0
+    for i in range(50):
+        here = view["segment"] == i + 1
+        word, hidden = view["group"][here][:-1], hide[here][:-1]
+        shares = [hidden[word == w].float().mean().item() for w in word.unique()]
+        partly += sum(0 < s < 1 for s in shares)
+    assert partly <= 50  # at most one word a text is cut short by the exact number of hidden tokens
+
+
+def test_corruption_is_80_10_10_and_never_writes_a_special(text, backbone):
+    data = torch.full((50, 400), int(text.read("river")["ids"][0]))
+    view = {"data": data, "position": torch.arange(400)[None, :, None].expand(50, -1, -1), "seed": torch.arange(50)}
+    chosen = masking.hide(view, 0.5, "random", 3, text.hideable(view))
+    changed, hide = text.corrupt(data, chosen, masking.random(view, 3))
+    count = chosen.sum().item()
+    assert not (hide & ~chosen).any() and not ((changed != data) & (hide | ~chosen)).any()
+    assert hide.sum().item() / count == pytest.approx(0.8, abs=0.02)
+    random = changed != data
+    assert random.sum().item() / count == pytest.approx(0.1, abs=0.015)
+    assert not text.special[changed].any()
+    drawn = torch.bincount(changed[random], minlength=text.rows)[text.ordinary]
+    assert (drawn > 0).sum() > 0.9 * len(text.ordinary)
+
+
+def test_hidden_stands_for_the_mask_token_and_heads_share_the_embedding(text, backbone):
+    view = text.collate(*batch(text, ["river stone light"]))
+    hide = view["position"][..., 0] == 1
+    masked = view | {"data": torch.where(hide, text.mask, view["data"])}
+    torch.testing.assert_close(backbone.encode(view, hide).pieces, backbone.encode(masked).pieces)
+    head = text.head(16)
+    assert head.weight is text.words.weight
+    assert head(torch.randn(3, 16)).shape == (3, text.rows)
+    assert text.error(head(torch.randn(3, 16)), torch.tensor([5, 6, 7])).dtype == torch.float32
+
+
+def test_dropped_tokens_are_neither_kept_nor_lost(text, backbone):
+    view = text.collate(*batch(text, sentences(20)))
+    hide = masking.hide(view, 0.6, "random", 3, text.droppable(view))
+    dropped, dropped_valid, kept, kept_valid = masking.split(view, hide, 0.6)
+    parts = [keep(view, dropped, dropped_valid), keep(view, kept, kept_valid)]
+
+    def pieces(view):
+        there = view["segment"] > 0
+        triples = zip(view["segment"][there], view["position"][there][:, 0], view["data"][there], strict=True)
+        return sorted(tuple(int(v) for v in triple) for triple in triples)
+
+    assert sorted(pieces(parts[0]) + pieces(parts[1])) == pieces(view)
+    assert not (parts[0]["data"] == text.last).any()
+
+
+# Tokenizers from elsewhere
+
+
+def word_level(folder, specials=(), words=90, **roles):
+    vocabulary = {w: i for i, w in enumerate([*specials, "[UNK]", *NOUNS, *VERBS, *(f"rare{i}" for i in range(words))])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", **roles).save_pretrained(folder)
+    return len(vocabulary)
+
+
+def step(text, rows, column="text"):
+    """Prepare, and do one masked step; returns samples and the objective."""
+    samples = text.samples(rows, column)
+    objective = Masked(Backbone(text, Encoder(32, 1, 2)))
+    made = [text.view(text.read(samples[i][column]), objective.views[0], i) for i in range(min(16, len(samples)))]
+    loss = objective([text.collate(made, torch.arange(len(made)))])["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    return samples, objective
+
+
+def test_a_tokenizer_without_special_tokens_gets_them(tmp_path):
+    known = word_level(tmp_path / "old")
+    text = Text(tokenizer=str(tmp_path / "old"), max_length=16)
+    rows = rows_of(sentences(40))
+    text.fit(rows, "text")
+    _, objective = step(text, rows)
+    assert objective.backbone.modality.words.num_embeddings == len(text.tokenizer) == known + 4
+    text.save(str(tmp_path / "new"))
+    native = AutoTokenizer.from_pretrained(tmp_path / "new")
+    assert native.model_max_length == 16 and native.mask_token == "<mask>" and native.pad_token == "<pad>"
+    assert native.convert_ids_to_tokens(native("river walks")["input_ids"]) == ["<s>", "river", "walks", "</s>"]
+
+
+def test_a_named_tokenizer_sets_the_sizes(tmp_path):
+    roles = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    known = word_level(tmp_path, tuple(roles.values()), words=1200, model_max_length=10, **roles)
+    for asked, rows in ((None, known), (100, known), (2000, 2000)):
+        text = Text(tokenizer=str(tmp_path), vocab_size=asked, max_length=24, max_positions=40)
+        text.fit(rows_of(["river"]), "text")
+        _, objective = step(text, rows_of(["river rare1199 walks"] * 3))
+        assert text.words.num_embeddings == rows
+        assert text.positions.num_embeddings == text.tokenizer.pad_token_id + 1 + 40
+        assert text.tokenizer.model_max_length == 40
+        assert text.tokenizer.unk_token_id not in text.read("river rare1199 walks")["ids"]
+
+
+def test_long_documents_are_prepared_quickly():
+    rows = rows_of([" ".join(NOUNS * 4000), "0x" * 100_000])
+    text, start = Text(vocab_size=400), time.time()
+    text.fit(rows, "text")
+    samples = text.samples(rows, "text")
+    assert time.time() - start < 20
+    assert sum(len(w["ids"]) for w in samples["text"]) == sum(
+        len(text.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in rows["text"]
+    )
+
+
+# The shared cases
+
+
+def case(name: str) -> tuple[Path, dict]:
+    folder = CASES / "text" / name
+    if not folder.exists():
+        pytest.skip("the shared cases are not here")
+    return folder, json.loads((CASES / "expected.json").read_text())[f"text/{name}"]
+
+
+def lines(path: Path) -> datasets.Dataset:
+    return datasets.load_dataset("text", data_files=str(path), split="train")
+
+
+def test_case_bom_crlf_blank():
+    folder, expected = case("bom_crlf_blank")
+    text = Text(vocab_size=500)
+    rows = lines(folder / "windows.txt")
+    text.fit(rows, "text")
+    samples, _ = step(text, rows)
+    assert len(set(samples["source_row"])) == expected["good"] == expected["exact"]["documents"]
+    assert text.ignored in (expected["ignored"], expected["ignored"] - 1)  # the loader may drop the file's last line
+    words = [text.tokenizer.decode(w["ids"]).strip() for w in samples["text"]]
+    assert words[0].startswith(expected["exact"]["first_characters"])
+    assert not any("\ufeff" in w or "\r" in w for w in words)
+
+
+def test_case_long_line():
+    folder, expected = case("long_line")
+    rows, text, start = lines(folder / "docs.txt"), Text(), time.time()
+    text.fit(rows, "text")
+    samples = text.samples(rows, "text")
+    assert time.time() - start < 60
+    assert len(set(samples["source_row"])) == expected["good"]
+    count = np.zeros(len(rows), dtype=int)
+    np.add.at(count, np.array(samples["source_row"][:]), [len(w["ids"]) for w in samples["text"]])
+    longest = int(np.argmax([len(t) for t in rows["text"]]))
+    assert count[longest] >= expected["exact"]["longest_line_words"]
+    assert count.sum() == sum(
+        len(e)
+        for e in text.tokenizer.backend_tokenizer.encode_batch(
+            [clean(t) for t in rows["text"]], add_special_tokens=False
+        )
+    )
+
+
+def test_case_text_columns():
+    folder, expected = case("text_columns")
+    rows = datasets.load_dataset("parquet", data_files=str(folder / "data.parquet"), split="train")
+    text, column = Text(vocab_size=500), expected["args"]["text_column"]
+    text.fit(rows, column)
+    samples, _ = step(text, rows, column)
+    assert len(samples) >= expected["good"]
+    assert {n for n, f in rows.features.items() if f.dtype in Text.features} == {"id", "title", "body", "lang"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer_no_pad_mask", "tokenizer_too_large"])
+def test_case_tokenizers(name, tmp_path):
+    folder, expected = case(name)
+    text = Text(tokenizer=str(folder / "tokenizer"), max_length=expected["args"].get("max_length", 128))
+    rows = lines(folder / "data" / "docs.txt")
+    text.fit(rows, "text")
+    samples, objective = step(text, rows)
+    assert len(set(samples["source_row"])) == expected["good"]
+    text.save(str(tmp_path))
+    native = AutoTokenizer.from_pretrained(tmp_path)
+    rows, places = objective.backbone.modality.words.num_embeddings, text.positions.num_embeddings
+    assert native.model_max_length == text.max_length == places - native.pad_token_id - 1
+    assert rows == len(native) >= expected["exact"].get("vocabulary", 1198) + 2
+    assert native.mask_token is not None and native.pad_token is not None
+    rare = native.get_vocab().get("rare1063")
+    assert rare is None or any(rare in w["ids"] for w in samples["text"])
