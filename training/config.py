@@ -331,7 +331,7 @@ def flatten(given: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def peek(argv: list[str], option: str) -> str | None:
     """The last value of an option, before the parser that depends on it can be made."""
     value = None
-    for here, following in zip(argv, [*argv[1:], None], strict=True):
+    for here, following in zip(argv, [*argv[1:], None], strict=False):
         if here == option:
             value = following
         elif here.startswith(option + "="):

@@ -1,0 +1,260 @@
+"""Does image MAE learn? cifar10 in budgets of 2, 6 and 20 minutes on two cores, beside ViTMAEForPreTraining.
+
+    python benchmarks/cifar10_mae.py path/to/cifar10 [--budgets 2,6,20] [--threads 2] [--work runs/cifar10_mae]
+
+Each cell is a JSON line in `cells.jsonl` of the work folder; cells that are there are not run again. The table is
+printed last. The peer is trained on the same samples in the same order with the same masks, optimizer and schedule, from
+its own initialisation; its encoder is then read back through the import and evaluated by the same code.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+# minutes on two cores -> patch, samples; from the measured speed of `train.py` on a quiet machine
+BUDGETS = {2: (8, 300_000), 6: (8, 900_000), 20: (4, 1_200_000)}
+# per cent of the labels -> samples of fine-tuning; from scratch the better of both numbers counts
+FINETUNE = {8: {1: (12_000, 40_000), 10: (30_000, 80_000)}, 4: {1: (8_000, 16_000), 10: (20_000, 40_000)}}
+RATE, BATCH, WARMUP, DRAWS = 1.5e-3, 64, 0.05, 3
+FINETUNE_TEST = 4_000
+
+
+def config(data: str, budget: int, folder: Path) -> dict:
+    patch, samples = BUDGETS[budget]
+    return {
+        "data": {"name": data},
+        "modality": {"name": "image", "image_size": 32, "patch_size": patch},
+        "encoder": {"name": "tiny", "width": 128, "depth": 4, "heads": 4},
+        "objective": {
+            "name": "mae",
+            "mask_ratio": 0.6 if patch == 8 else 0.75,
+            "decoder_width": 64,
+            "decoder_depth": 1,
+            "scale": [1.0, 1.0],
+        },
+        "output_dir": str(folder),
+        "learning_rate": RATE,
+        "warmup_steps": WARMUP,
+        "per_device_train_batch_size": BATCH,
+        "max_steps": samples // BATCH,
+        "logging_steps": 100,
+        "eval_steps": 0,
+        "save_steps": 2000,
+        "report_to": "none",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--budgets", default="2,6,20")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", default="runs/cifar10_mae")
+    parser.add_argument("--only", default="", help="run only cells whose name has this")
+    arguments = parser.parse_args()
+    work = Path(arguments.work)
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / "cells.jsonl"
+
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    from evaluation.features import extract
+    from evaluation.finetune import finetune
+    from evaluation.load import from_run
+    from evaluation.probes import linear
+    from training.config import read
+    from training.data import load
+
+    done = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        cell = json.loads(line)
+        done[cell["cell"]] = cell
+
+    def cell(name: str, run) -> dict:
+        if name not in done and arguments.only in name:
+            began, cpu = time.perf_counter(), cpu_seconds()
+            result = run()
+            done[name] = {"cell": name, **result, "seconds": time.perf_counter() - began, "cpu": cpu_seconds() - cpu}
+            with open(file, "a") as out:
+                out.write(json.dumps(done[name]) + "\n")
+            print(json.dumps(done[name]), flush=True)
+        return done.get(name, {})
+
+    def rows(cfg):
+        modality = read(cfg).build_modality()
+        return [load(read(cfg).data, modality, split) for split in ("train", "test")]
+
+    def untrained(cfg, seed=0):
+        made = read(cfg | {"seed": seed})
+        return made.build_objective(made.build_modality()).backbone
+
+    def probe(backbone, cfg):
+        train, test = rows(cfg)
+        train.modality = test.modality = backbone.modality
+        picked = np.random.RandomState(0).permutation(len(train))[:10_000]
+        x, _ = extract(backbone, train.select(picked))
+        t, _ = extract(backbone, test)
+        y, ty = train.labels()[picked], test.labels()
+        return {pooling: linear(x[pooling], y, t[pooling], ty) for pooling in x}
+
+    def tune(backbone, cfg, percent, samples, draw):
+        train, test = rows(cfg)
+        train.modality = test.modality = backbone.modality
+        labels, random = train.labels(), np.random.RandomState(100 + draw)
+        per_class = len(labels) * percent // 1000
+        picked = np.concatenate([random.permutation(np.flatnonzero(labels == c))[:per_class] for c in range(10)])
+        held = np.random.RandomState(1).permutation(len(test))[:FINETUNE_TEST]
+        accuracy = finetune(
+            backbone, train.select(picked), labels[picked], test.select(held), test.labels()[held], samples, seed=draw
+        )
+        return {"accuracy": accuracy}
+
+    budgets = [int(b) for b in arguments.budgets.split(",")]
+    for budget in budgets:
+        patch, samples = BUDGETS[budget]
+        cfg = config(arguments.data, budget, work / f"ours_{budget}")
+        peer_folder = work / f"peer_{budget}"
+
+        def ours(cfg=cfg):
+            from train import pretrain
+
+            return {"loss": pretrain(cfg).get("loss"), "samples": cfg["max_steps"] * BATCH}
+
+        def peer(cfg=cfg, folder=peer_folder):
+            return {"loss": pretrain_peer(cfg, folder), "samples": cfg["max_steps"] * BATCH}
+
+        def trained(who, cfg=cfg, folder=peer_folder):
+            if who == "ours":
+                return from_run(cfg["output_dir"])[1].backbone
+            from encoders import native
+
+            family, start = native.start_from(str(folder), "image")
+            made = read(cfg)
+            made.modality |= start.modality | {"mean": 0.5, "std": 0.5}
+            objective = made.build_objective(made.build_modality())
+            native.load(family, start, objective)
+            return objective.backbone
+
+        cell(f"random {patch}", lambda cfg=cfg: probe(untrained(cfg), cfg))
+        for who, train in (("ours", ours), ("peer", peer)):
+            cell(f"pretrain {who} {budget}", train)
+            cell(f"probe {who} {budget}", lambda w=who, cfg=cfg, t=trained: probe(t(w), cfg))
+        for percent, numbers in FINETUNE[patch].items():
+            for draw in range(DRAWS):
+                for who in ("ours", "peer"):
+                    cell(
+                        f"finetune {who} {budget} {percent} {draw}",
+                        lambda w=who, cfg=cfg, p=percent, n=numbers[0], d=draw, t=trained: tune(t(w), cfg, p, n, d),
+                    )
+                for number in numbers:
+                    cell(
+                        f"scratch {patch} {percent} {draw} {number}",
+                        lambda cfg=cfg, p=percent, n=number, d=draw: tune(untrained(cfg, d), cfg, p, n, d),
+                    )
+    print(table(done, budgets))
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of the workers that ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def pretrain_peer(cfg: dict, folder: Path) -> float:
+    """ViTMAEForPreTraining of the same sizes on the same batches, masks, optimizer and schedule."""
+    import torch
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    from modalities import EVALUATION  # noqa: F401  (the tables must be there for the workers)
+    from objectives import masking
+    from training.config import read
+    from training.data import Order, Samples, held_out, load, loader
+    from training.engine import learning_rate, parameter_groups
+
+    made = read(cfg)
+    run, modality = made.run, made.build_modality()
+    objective = made.build_objective(modality)  # for its views, and for pieces' places
+    torch.manual_seed(1)
+    model = ViTMAEForPreTraining(
+        ViTMAEConfig(
+            hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, image_size=32,
+            patch_size=modality.tile[0], mask_ratio=objective.mask_ratio, norm_pix_loss=True, decoder_hidden_size=64,
+            decoder_num_hidden_layers=1, decoder_num_attention_heads=1, decoder_intermediate_size=256,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )
+    ).train()  # fmt: skip
+    data = load(made.data, modality)
+    table = data.table.select(held_out(len(data), made.data.eval_fraction)[0]).select_columns([data.column])
+    order = Order(len(table), BATCH, run.seed)
+    samples = Samples(table, data.column, modality, objective.views, run.seed, 10)
+    groups = parameter_groups(model, run.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(run.adam_beta1, run.adam_beta2), fused=True)
+    feed = loader(samples, order.micro_batches(0, run.max_steps, 1, 0, 1), 1, torch.device("cpu"))
+    for step, batch in enumerate(feed):
+        with torch.no_grad():
+            raw = batch["views"][0]
+            view = modality.prepare(raw)
+            noise = masking.random(view, 3).double()
+            pixels = raw["data"].float() / 127.5 - 1
+        loss = model(pixels, noise=-noise).loss  # the native class keeps the lowest, we drop them
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(run, RATE, step, run.max_steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 500 == 0:
+            print(f"peer: step {step}/{run.max_steps} loss {loss.item():.4f} norm {norm:.3f}", flush=True)
+    model.save_pretrained(folder)
+    return loss.item()
+
+
+def table(done: dict, budgets: list[int]) -> str:
+    """The README's table."""
+    import statistics
+
+    def tuned(prefix: str) -> str:
+        values = [c["accuracy"] for n, c in done.items() if n.startswith(prefix)]
+        return f"{statistics.mean(values):.1f} ± {statistics.pstdev(values):.1f}" if values else "–"
+
+    def scratch(patch: int, percent: int) -> str:
+        options = [tuned(f"scratch {patch} {percent} {d} ") for d in ()]
+        for number in FINETUNE[patch][percent]:
+            values = [
+                done[n]["accuracy"]
+                for d in range(DRAWS)
+                if (n := f"scratch {patch} {percent} {d} {number}") in done
+            ]
+            if values:
+                options.append(f"{statistics.mean(values):.1f} ± {statistics.pstdev(values):.1f}")
+        return max(options, key=lambda o: float(o.split()[0]), default="–")
+
+    lines = [
+        "| budget | encoder | samples | CPU min | probe, mean / CLS | 1 % labels | 10 % labels |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for budget in budgets:
+        patch, _ = BUDGETS[budget]
+        for who, title in (("ours", "Triptych"), ("peer", "ViTMAEForPreTraining")):
+            trained, probe = done.get(f"pretrain {who} {budget}", {}), done.get(f"probe {who} {budget}", {})
+            accuracy = f"{probe['mean']:.1f} / {probe['native']:.1f}" if probe else "–"
+            lines.append(
+                f"| {budget} min, patch {patch} | {title} | {trained.get('samples', 0):,} "
+                f"| {trained.get('cpu', 0) / 60:.1f} | {accuracy} "
+                f"| {tuned(f'finetune {who} {budget} 1 ')} | {tuned(f'finetune {who} {budget} 10 ')} |"
+            )
+        random = done.get(f"random {patch}", {})
+        accuracy = f"{random['mean']:.1f} / {random['native']:.1f}" if random else "–"
+        lines.append(f"| | random, or from scratch | – | – | {accuracy} | {scratch(patch, 1)} | {scratch(patch, 10)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""A finished run's objective, from its newest whole checkpoint."""
+
+from pathlib import Path
+
+from encoders.backbone import Backbone
+from training import checkpoint
+from training.config import Config, UserError, load_yaml, read
+
+
+def from_run(folder: str | Path) -> tuple[Config, object, Path]:
+    """Configuration, objective with its trained weights, and the checkpoint they came from.
+
+    `folder` is a run's, or one checkpoint's.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run")
+    if (folder / "model.safetensors").is_file() and (folder / "state.json").is_file():
+        found = folder if checkpoint.damage(folder) is None else None
+    else:
+        found = checkpoint.newest(folder)
+    if found is None:
+        raise UserError(f"{folder} holds no whole checkpoint; train first: python train.py --output_dir {folder} ...")
+    config = read(load_yaml(found / "config.yaml"))
+    modality = config.build_modality()
+    modality.load(str(found / "modality"))
+    objective = config.build_objective(modality)
+    objective.load_state_dict(load_file(found / "model.safetensors"), strict=True)
+    return config, objective.eval(), found
+
+
+def backbone_of(objective, weights: str = "student") -> Backbone:
+    """The student's backbone or the teacher's."""
+    if weights == "student":
+        return objective.backbone
+    teacher = objective.averaged()
+    if teacher is None:
+        raise UserError("weights teacher: this objective has none; use student")
+    return teacher
