@@ -228,9 +228,7 @@ def table(done: dict, budgets: list[int]) -> str:
         options = [tuned(f"scratch {patch} {percent} {d} ") for d in ()]
         for number in FINETUNE[patch][percent]:
             values = [
-                done[n]["accuracy"]
-                for d in range(DRAWS)
-                if (n := f"scratch {patch} {percent} {d} {number}") in done
+                done[n]["accuracy"] for d in range(DRAWS) if (n := f"scratch {patch} {percent} {d} {number}") in done
             ]
             if values:
                 options.append(f"{statistics.mean(values):.1f} ± {statistics.pstdev(values):.1f}")

@@ -21,7 +21,7 @@ def extract(
     backbone, device = backbone.to(device).eval(), torch.device(device)
     modality = backbone.modality
     table = modality.samples(rows.table, rows.column)
-    owner = np.asarray(table["row"]) if "row" in table.column_names else np.arange(len(table))
+    owner = np.asarray(table["source_row"]) if "source_row" in table.column_names else np.arange(len(table))
     samples = Samples(table, rows.column, modality, (EVALUATION,), 0, len(table))
     batches = [[(0, i) for i in range(at, min(at + batch, len(table)))] for at in range(0, len(table), batch)]
     parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in POOLINGS}

@@ -78,8 +78,6 @@ def finetune(
 def _samples(rows: Rows):
     """Each sample's row, and the samples read once."""
     table = rows.modality.samples(rows.table, rows.column)
-    owner = np.asarray(table["row"]) if "row" in table.column_names else np.arange(len(table))
+    owner = np.asarray(table["source_row"]) if "source_row" in table.column_names else np.arange(len(table))
     cells = [rows.modality.read(cell) for cell in table[:][rows.column]]
     return owner, cells
-
-

@@ -30,6 +30,11 @@ class Family:
     model_types: ClassVar[tuple[str, ...]]
     block: ClassVar[dict[str, str | tuple[str, str, str]]]
     norm: ClassVar[str]
+    auto_classes: ClassVar[str]  # for classification, and of the processor, as the model card quotes them
+
+    def pipeline_tag(self, model) -> str:
+        """The hub's name for what the exported model does as it is."""
+        return "feature-extraction"
 
     def native(self, backbone: Backbone, head: nn.Module | None):
         """An untrained native model of our sizes. Called where transformers may be imported."""

@@ -25,6 +25,10 @@ class Roberta(Family):
         "mlp.down": "encoder.layer.{}.output.dense",
     }
     norm = "LayerNorm"
+    auto_classes = "AutoModelForSequenceClassification, AutoTokenizer"
+
+    def pipeline_tag(self, model) -> str:
+        return "fill-mask" if type(model).__name__.endswith("MaskedLM") else "feature-extraction"
 
     def native(self, backbone: Backbone, head: nn.Module | None):
         from transformers import RobertaPreLayerNormConfig, RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormModel

@@ -24,6 +24,10 @@ class ViT(Family):
         "mlp.down": "layers.{}.mlp.fc2",
     }
     norm = "layernorm"
+    auto_classes = "AutoModelForImageClassification, AutoImageProcessor"
+
+    def pipeline_tag(self, model) -> str:
+        return "image-feature-extraction"
 
     def native(self, backbone: Backbone, head: nn.Module | None):
         from transformers import ViTConfig, ViTForMaskedImageModeling, ViTModel

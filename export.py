@@ -1,0 +1,159 @@
+"""Export: a run -> a folder (or a hub repository) that stock `transformers` loads.
+
+python export.py runs/mine --to exported
+python export.py runs/mine --push me/my-encoder --private true
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from training.config import UserError, one_line
+
+
+def export(
+    run: str | os.PathLike,
+    to: str | None = None,
+    push: str | None = None,
+    private: bool = False,
+    weights: Literal["student", "teacher"] = "student",
+) -> Path:
+    """Write a run's encoder as a native `transformers` model, with its processor or tokenizer and a model card.
+
+    Args:
+        run: folder of the run, or of one of its checkpoints.
+        to: folder to write; new or empty. Default: `exported` within the run.
+        push: hub repository (`user/name`) to upload the folder to afterwards.
+        private: make the repository private, if it is new.
+        weights: the `student` that was trained, or its `teacher` (the moving average), where the objective has one.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: for what the user can mend; nothing is left half-written.
+    """
+    from encoders.native import family_of
+    from evaluation.load import backbone_of, from_run
+
+    folder = Path(to) if to else Path(run) / "exported"
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; choose another folder with --to")
+    if push:
+        check_rights(push)
+    config, objective, checkpoint = from_run(run)
+    family = family_of(config.modality["name"])
+    backbone = backbone_of(objective, weights)
+    model = family.export(backbone, objective.head if weights == "student" else None)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        model.save_pretrained(aside)
+        backbone.modality.save(str(aside))
+        card(config, family, model, checkpoint, weights, push).save(aside / "README.md")
+        aside.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    print(f"{folder}: {type(model).__name__} from {checkpoint}")
+    if push:
+        upload(folder, push, private)
+    return folder
+
+
+def card(config, family, model, checkpoint: Path, weights: str, name: str | None):
+    """A valid model card: metadata, how to load it, what it was trained with."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    objective, modality = config.objective["name"], config.modality["name"]
+    start = config.run.init_from
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=family.pipeline_tag(model),
+        tags=["self-supervised", objective, modality],
+        base_model=start if start and not Path(start).exists() else None,
+    )
+    used = yaml.safe_load((checkpoint / "config.yaml").read_text())
+    settings = yaml.safe_dump({k: v for k, v in used.items() if k != "output_dir"}, sort_keys=False)
+    where = name or "path/to/this/folder"
+    text = f"""---
+{data.to_yaml()}
+---
+
+# {Path(name).name if name else f"{modality} {objective}"}
+
+An encoder pretrained without labels (objective `{objective}`, {weights} weights) as a native `{type(model).__name__}`.
+No code beside `transformers` is needed.
+
+```python
+from transformers import {family.auto_classes}
+
+model = {family.auto_classes.split(", ")[0]}.from_pretrained("{where}", num_labels=10)
+processor = {family.auto_classes.split(", ")[1]}.from_pretrained("{where}")
+```
+
+The classification head is new: fine-tune it, with the encoder, on your labels.
+
+## Training
+
+Data: `{config.data.name}`. Checkpoint: `{checkpoint.name}`. All settings:
+
+```yaml
+{settings}```
+"""
+    return ModelCard(text)
+
+
+def check_rights(repository: str) -> None:
+    """Refuse early what the hub would refuse late."""
+    from huggingface_hub import HfApi
+
+    if repository.count("/") != 1:
+        raise UserError(f"--push {repository}: a repository is named user/name")
+    try:
+        user = HfApi().whoami()
+    except Exception as error:
+        raise UserError(
+            f"--push {repository}: the hub did not accept a token ({one_line(error)[:100]}); run `hf auth login`, or "
+            "check the network"
+        ) from error
+    owner = repository.split("/")[0]
+    names = {user["name"], *(o["name"] for o in user.get("orgs", []))}
+    if owner not in names:
+        raise UserError(f"--push {repository}: the token may write to {', '.join(sorted(names))}, not to {owner}")
+
+
+def upload(folder: Path, repository: str, private: bool) -> None:
+    """Create the repository if need be, and upload the folder."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().create_repo(repository, private=private, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Export")
+    except Exception as error:
+        raise UserError(
+            f"--push {repository}: {one_line(error)[:200]}; {folder} is complete, so retry with: "
+            f"hf upload {repository} {folder} ."
+        ) from error
+    print(f"pushed to {repository}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    from jsonargparse import auto_cli
+
+    try:
+        auto_cli(export, args=argv, as_positional=True)
+    except (UserError, ValueError) as error:
+        sys.exit(f"export.py: {one_line(error)}")
+
+
+if __name__ == "__main__":
+    main()
