@@ -1,4 +1,4 @@
-"""Synthesised notes: eight timbres, each at any pitch, in noise. What to hear is the spectrum's shape, not its place."""
+"""Synthesised notes: eight timbres, each at any pitch, in noise. To hear is the spectrum's shape, not its place."""
 
 import io
 

@@ -1,0 +1,414 @@
+"""Sound: the front end is the native extractor's, windows are decoded alone, bad files are named."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from einops import rearrange
+
+from modalities import audio
+from modalities.audio import RATE, Audio, Clip, filterbank
+from modalities.base import EVALUATION, BadSample, View
+from training.builtin.tones import TIMBRES, split
+
+CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
+STATISTICS = {"mean": -4.2677393, "std": 4.5689974}
+random = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def encoded(wave, rate=RATE, format="WAV", subtype=None) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, rate, format=format, subtype=subtype)
+    return buffer.getvalue()
+
+
+def tone(seconds=1.0, rate=RATE, pitch=440.0, amplitude=0.5):
+    return (amplitude * np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def build(**settings) -> Audio:
+    modality = Audio(**(STATISTICS | settings))
+    modality.build(8)
+    return modality
+
+
+def prepared(modality, sources, view=EVALUATION, seeds=None):
+    seeds = list(range(len(sources))) if seeds is None else seeds
+    read = [modality.read({"bytes": s, "path": None} if isinstance(s, bytes) else s) for s in sources]
+    samples = [modality.view(clip, view, seed) for clip, seed in zip(read, seeds, strict=True)]
+    return modality.prepare(modality.collate(samples, torch.tensor(seeds)))
+
+
+def spectrogram(modality, view):
+    """Tiles -> `[B frames bins]`, as the native extractor lays it out."""
+    (bands, _), (height, width) = modality.grid, modality.tile
+    return rearrange(view["data"], "b (y x) (h w) -> b (x w) (y h)", y=bands, h=height, w=width)
+
+
+LENGTHS = [400, 401, 559, 560, 800, 3199, 3200, 8000, 12345, 15999, 16000, 16240]
+WAVES = {
+    "noise": lambda n: 0.1 * random.standard_normal(n),
+    "tone": lambda n: tone(n / RATE + 1)[:n],
+    "silence": lambda n: np.zeros(n),
+    "offset": lambda n: 0.4 + 1e-3 * random.standard_normal(n),
+    "faint": lambda n: 1e-5 * random.standard_normal(n),
+}
+
+
+@pytest.mark.parametrize("kind", WAVES)
+def test_front_end_equals_native(kind):
+    from transformers import ASTFeatureExtractor
+
+    native = ASTFeatureExtractor(max_length=100)
+    modality = build(seconds=1.0, tile=(128, 4))
+    waves = [WAVES[kind](n).astype(np.float32) for n in LENGTHS]
+    ours = spectrogram(modality, prepared(modality, [encoded(w, subtype="FLOAT") for w in waves]))
+    theirs = native(waves, sampling_rate=RATE, return_tensors="pt")["input_values"]
+    for n, a, b in zip(LENGTHS, ours, theirs, strict=True):
+        assert (a - b).abs().max() <= 1e-4, n
+
+
+@pytest.mark.parametrize("bins", [64, 128])
+def test_filterbank_equals_kaldi_at_any_batch(bins):
+    from torchaudio.compliance.kaldi import fbank
+
+    wave = torch.from_numpy(0.1 * random.standard_normal((3, 7 * RATE))).float()
+    expected = torch.stack([fbank(w[None], window_type="hanning", num_mel_bins=bins) for w in wave])
+    torch.testing.assert_close(filterbank(wave, bins), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(filterbank(wave[1:2], bins), expected[1:2], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (128, 4), (32, 8)])
+def test_evaluation_view_is_the_saved_processors_output(tile, tmp_path):
+    from transformers import AutoFeatureExtractor
+
+    modality = build(seconds=1.2, tile=tile, mean=-3.3, std=2.2)
+    modality.save(str(tmp_path))
+    native = AutoFeatureExtractor.from_pretrained(tmp_path)
+    waves = [tone(s) + 0.01 * random.standard_normal(int(s * RATE)).astype(np.float32) for s in (0.1, 1.0, 1.2)]
+    ours = spectrogram(modality, prepared(modality, [encoded(w, subtype="FLOAT") for w in waves]))
+    theirs = native(waves, sampling_rate=RATE, return_tensors="pt")["input_values"]
+    frames = modality.extent[1]
+    assert theirs.shape[1] == frames + tile[0] - tile[1]
+    torch.testing.assert_close(ours, theirs[:, :frames], atol=1e-4, rtol=0)
+
+    other = Audio(seconds=1.2, tile=tile)
+    other.load(str(tmp_path))
+    assert (other.mean, other.std) == (-3.3, 2.2)
+
+
+def test_window_is_whole_tiles():
+    assert Audio(10.0).extent == (128, 1008)
+    assert Audio(10.24).extent == (128, 1024)
+    assert Audio(1.0, tile=(128, 4)).extent == (128, 100)
+    assert Audio(0.07, tile=(128, 7)).extent == (128, 7)
+    with pytest.raises(ValueError, match="nearest that is: 128"):
+        Audio(mel_bins=130)
+    with pytest.raises(ValueError, match="wider than tall"):
+        Audio(tile=(16, 32))
+
+
+def test_tiles_lie_frequency_first_and_padding_is_no_target():
+    modality = build(seconds=1.0, tile=(32, 10))
+    view = prepared(modality, [encoded(tone(0.5)), encoded(tone(0.05)), encoded(tone(1.2))])
+    assert view["data"].shape == (3, 40, 320)
+    assert view["position"][0, :11].tolist() == [[0, i] for i in range(10)] + [[1, 0]]
+    assert view["valid_frames"].tolist() == [48, 3, 100]
+    hideable = modality.hideable(view).view(3, 4, 10)
+    assert hideable.sum(-1).tolist() == [[4] * 4, [1] * 4, [10] * 4]
+    # Padding is zero before normalising: louder than silence, as the native extractor has it.
+    padding = (0 - STATISTICS["mean"]) / (2 * STATISTICS["std"])
+    torch.testing.assert_close(spectrogram(modality, view)[0, 48:], torch.full((52, 128), padding))
+
+
+def test_statistics_are_of_the_rows_without_padding():
+    rows = split(24, seed=3)
+    modality = Audio(seconds=2.0, tile=(128, 4))
+    with pytest.raises(ValueError, match="modality.mean"):
+        modality.processor()
+    modality.fit(rows, "audio")
+    modality.build(8)
+    view = prepared(modality, [cell["bytes"] for cell in rows["audio"]])
+    valid = torch.cat([s[:n] for s, n in zip(spectrogram(modality, view), view["valid_frames"], strict=True)])
+    assert valid.mean().abs() < 1e-3 and abs(valid.std() - 0.5) < 1e-3
+    silent = Audio(seconds=1.0)
+    silent.fit([{"audio": {"bytes": encoded(np.zeros(RATE)), "path": None}}], "audio")
+    assert silent.std == 1.0
+
+
+def test_fit_passes_over_bad_rows():
+    rows = [{"audio": {"bytes": b, "path": None}} for b in (b"", encoded(tone()), b"hello")]
+    modality = Audio(seconds=1.0)
+    modality.fit(rows, "audio")
+    assert math.isfinite(modality.mean) and modality.std > 0.1
+    with pytest.raises(ValueError, match="none of 1 rows"):
+        Audio().fit(rows[:1], "audio")
+
+
+# What views do
+
+
+AUGMENTED = {
+    "roll": 0.2,
+    "gain": 1.0,
+    "stretch": 0.2,
+    "frequency_scale": 0.1,
+    "time_mask": 0.2,
+    "frequency_mask": 0.2,
+    "mixup": 0.3,
+}
+
+
+@pytest.mark.parametrize("strength", ["weak", "strong"])
+def test_views_depend_on_the_seed_alone(strength):
+    modality = build(seconds=1.0, tile=(128, 4), **AUGMENTED)
+    sources = [encoded(tone(s, pitch=p)) for s, p in ((0.6, 300), (1.0, 500), (3.0, 700), (0.9, 900))]
+    view = View(scale=(0.6, 1.0), strength=strength)
+    a, b = (prepared(modality, sources, view, [5, 6, 7, 8]) for _ in range(2))
+    assert torch.equal(a["data"], b["data"]) and torch.isfinite(a["data"]).all()
+    swapped = prepared(modality, sources[::-1], view, [8, 7, 6, 5])
+    torch.testing.assert_close(swapped["data"].flip(0), a["data"])
+    other = prepared(modality, sources, View(scale=(0.6, 1.0), strength=strength, index=1), [5, 6, 7, 8])
+    assert all(not torch.equal(x, y) for x, y in zip(a["data"], other["data"], strict=True))
+
+
+@pytest.mark.parametrize("name", AUGMENTED)
+def test_each_augmentation_changes_the_view_and_only_where_it_should(name):
+    plain, changed = build(seconds=1.0, tile=(128, 4)), build(seconds=1.0, tile=(128, 4), **{name: AUGMENTED[name]})
+    sources = [encoded(tone(0.9, pitch=p) + 0.02 * random.standard_normal(14400)) for p in (300, 3000)]
+    for strength in ("none", "weak", "strong"):
+        a, b = (prepared(m, sources, View(strength=strength)) for m in (plain, changed))
+        acts = {"none": False, "weak": name not in ("time_mask", "frequency_mask", "mixup"), "strong": True}[strength]
+        assert torch.equal(a["data"], b["data"]) != acts
+        assert torch.isfinite(b["data"]).all()
+
+
+def test_gain_is_in_logarithms_of_energy():
+    modality = build(seconds=1.0, tile=(128, 4), gain=1.0)
+    source = encoded(0.1 * random.standard_normal(RATE))
+    change = [
+        spectrogram(modality, prepared(modality, [source], View(), [s]))
+        - spectrogram(modality, prepared(modality, [source]))
+        for s in range(20)
+    ]
+    change = torch.stack([c[0, :98].mean() for c in change]) * 2 * STATISTICS["std"]
+    assert change.abs().max() <= 1.01 and change.std() > 0.3
+
+
+def test_mixing_is_in_energy_with_another_clip():
+    modality = build(seconds=1.0, tile=(128, 4), mixup=0.5)
+    low, high = encoded(tone(pitch=300)), encoded(tone(pitch=3000))
+    alone = spectrogram(modality, prepared(modality, [low, high]))
+    mixed = spectrogram(modality, prepared(modality, [low, high], View(strength="strong")))
+    # By how much of its energy each peak fell: (1 - share) of the clip's own, share of the other's.
+    own, other = alone[0, 50].argmax(), alone[1, 50].argmax()
+    fall = (mixed[0, 50] - torch.maximum(*alone[:, 50])) * 2 * STATISTICS["std"]
+    assert 0 < fall[other].exp() < 0.5
+    assert fall[own].exp() + fall[other].exp() == pytest.approx(1, abs=1e-3)
+    single = prepared(modality, [low], View(strength="strong"))  # nothing to mix with
+    torch.testing.assert_close(spectrogram(modality, single), alone[:1], atol=1e-5, rtol=0)
+
+
+def test_stretch_moves_the_end():
+    modality = build(seconds=1.0, tile=(128, 4), stretch=0.3)
+    valid = [prepared(modality, [encoded(tone(0.6))], View(), [s])["valid_frames"].item() for s in range(20)]
+    assert min(valid) < 55 and max(valid) > 62
+
+
+def test_shorter_views_lie_at_the_head_of_the_window():
+    modality = Audio(seconds=1.0, tile=(32, 4), **STATISTICS)
+    modality.build(8, sizes=(0.4,))
+    view = prepared(modality, [encoded(tone(1.0))], View(scale=(0.1, 0.4), size=0.4, strength="strong"))
+    assert view["data"].shape[1] == 4 * 10
+    assert view["position"].amax(1).tolist() == [[3, 9]]
+    assert modality.place(view["position"]).shape == (1, 40, 8)
+
+
+# Files
+
+
+def test_long_file_costs_its_window(tmp_path, monkeypatch):
+    path = tmp_path / "long.flac"
+    count, rate = 0, 22_050
+    with soundfile.SoundFile(path, "w", rate, 2) as file:
+        for minute in range(4):
+            wave = tone(60, rate, 100.0 * (minute + 1))
+            file.write(np.stack([wave, wave], 1))
+            count += len(wave)
+    read = []
+    original = soundfile.SoundFile.read
+
+    def counted(self, frames=-1, *args, **kwargs):
+        read.append(frames)
+        return original(self, frames, *args, **kwargs)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    modality = build(seconds=1.0, tile=(128, 4))
+    clip = modality.read(str(path))
+    assert read == []
+    assert clip.length == math.ceil(count * RATE / rate)
+    views = [modality.view(clip, View(strength="strong", index=i), 3)["data"] for i in range(2)]
+    assert len(read) == 1 and read[0] <= math.ceil(modality.window * rate / RATE)  # both views are of one window
+    assert torch.equal(*views)
+    starts = {modality.view(clip, View(), seed)["data"].numpy().tobytes() for seed in range(10)}
+    assert len(starts) > 5
+    centre = modality.view(clip, EVALUATION, 0)["data"].numpy()
+    pitch = np.abs(np.fft.rfft(centre[:RATE])).argmax()
+    assert pitch in (200, 300)  # the middle is where the second minute ends
+    assert sum(read) < 15 * rate
+
+
+def test_channels_are_averaged_before_resampling():
+    modality = build(seconds=2.0)
+    left, right = tone(1.0, 48_000, 440.0), tone(1.0, 48_000, 880.0)
+    clip = modality.read({"bytes": encoded(np.stack([left, right], 1), 48_000), "path": None})
+    assert abs(clip.length - RATE) <= 2
+    amplitude = 2 * np.abs(np.fft.rfft(clip.wave[:RATE])) / RATE
+    assert amplitude[440] == pytest.approx(0.25, abs=0.02) and amplitude[880] == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 11_127, 22_050, 44_100, 44_101, 96_000])
+def test_any_rate(rate):
+    clip = Clip(encoded(tone(1.0, rate), rate), 2 * RATE)
+    assert abs(clip.length - RATE) <= 2 and clip.wave.dtype == np.float32
+    wave = clip.wave[100:-100]
+    expected = tone(1.1)[100 : 100 + len(wave)]
+    assert np.corrcoef(wave, expected)[0, 1] > 0.999
+
+
+def flac_of_ten_hours() -> bytes:
+    data = bytearray(encoded(tone(), format="FLAC"))
+    field = int.from_bytes(data[18:26], "big")
+    data[18:26] = (field >> 36 << 36 | 36_000 * RATE).to_bytes(8, "big")  # total samples, in STREAMINFO
+    return bytes(data)
+
+
+def loud(value):
+    wave = tone()
+    wave[700] = value
+    return encoded(wave, subtype="FLOAT")
+
+
+BAD = {
+    "empty": (b"", "empty file"),
+    "text": (b"no sound at all" * 10, "not readable as sound"),
+    "m4a": (b"\0\0\0\x20ftypM4A " + bytes(100), "MPEG-4"),
+    "webm": (b"\x1a\x45\xdf\xa3" + bytes(100), "WebM"),
+    "nan": (loud(np.nan), "not finite"),
+    "inf": (loud(-np.inf), "not finite"),
+    "huge": (loud(1e29), "full scale is 1"),
+    "integers": (loud(15_000), "full scale is 1"),
+    "nothing": (encoded(np.zeros(0)), "least length is 400"),
+    "short": (encoded(tone()[:399]), "least length is 400"),
+    "ten hours": (flac_of_ten_hours(), "36000.0 s that its header promises"),
+    "cut": (encoded(random.standard_normal(RATE) * 0.1, format="MP3")[:2400], "header promises"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_named(kind):
+    source, message = BAD[kind]
+    modality = build(seconds=1.0)
+    with pytest.raises(BadSample, match=message):
+        modality.view(modality.read({"bytes": source, "path": None}), EVALUATION, 0)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(BadSample, match="no such file"):
+        build().read({"bytes": None, "path": str(tmp_path / "none.wav")})
+
+
+@pytest.mark.parametrize(
+    "format, subtype",
+    [
+        ("WAV", "PCM_U8"),
+        ("WAV", "PCM_24"),
+        ("WAV", "DOUBLE"),
+        ("WAV", "ULAW"),
+        ("WAVEX", "PCM_16"),
+        ("RF64", "PCM_16"),
+        ("AIFF", "PCM_16"),
+        ("AU", "PCM_16"),
+        ("FLAC", "PCM_24"),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("MP3", "MPEG_LAYER_III"),
+    ],
+)
+def test_encodings(format, subtype, tmp_path):
+    path = tmp_path / "misleading.wav"  # kind is judged by content
+    path.write_bytes(encoded(tone(), format=format, subtype=subtype))
+    clip = build(seconds=2.0).read(str(path))
+    assert abs(clip.length - RATE) <= 400
+    n = min(clip.length, RATE)
+    assert np.corrcoef(clip.wave[:n], tone()[:n])[0, 1] > 0.99
+
+
+def test_archives_are_read(tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("tone.wav", encoded(tone()))
+    assert build().read({"bytes": None, "path": f"zip://tone.wav::{tmp_path}/a.zip"}).length == RATE
+
+
+# The shared hard cases
+
+EXPECTED = json.loads((CASES / "expected.json").read_text()) if (CASES / "expected.json").exists() else {}
+
+
+@pytest.mark.parametrize("case", [name for name in EXPECTED if name.startswith("audio/")])
+def test_case(case):
+    expected = EXPECTED[case]
+    modality = build(seconds=1.0, tile=(128, 4))
+    good, bad = {}, {}
+    for path in sorted((CASES / case).iterdir()):
+        if path.suffix.lower() not in Audio.suffixes:
+            continue
+        try:
+            good[path.name] = modality.view(modality.read(str(path)), EVALUATION, 0)
+        except BadSample as error:
+            bad[path.name] = str(error)
+    low, high = expected.get("good_range", [expected["good"]] * 2)
+    assert low <= len(good) <= high, bad
+    assert len(good) + len(bad) == expected["good"] + expected["bad"]
+    batch = modality.prepare(modality.collate(list(good.values()), torch.arange(len(good))))
+    assert torch.isfinite(batch["data"]).all()
+    exact = expected.get("exact", {})
+    assert set(exact.get("always_bad", [])) | set(exact.get("bad_files", [])) <= bad.keys()
+    for name in exact.get("files", []):
+        wave = good[name]["data"][:RATE].numpy()
+        assert np.abs(wave).max() == pytest.approx(0.5, abs=0.02)
+        assert np.corrcoef(wave, tone())[0, 1] >= 0.99
+    if case == "audio/containers":
+        assert "MPEG-4" in bad["stub.m4a"] and "WebM" in bad["stub.webm"]
+    if case == "audio/stereo":
+        for name, strength in {
+            "stereo_48k.wav": {440: 0.25, 880: 0.25},
+            "one_side.wav": {440: 0.25},
+        }.items():
+            amplitude = 2 * np.abs(np.fft.rfft(good[name]["data"][:RATE].numpy())) / RATE
+            for pitch, value in strength.items():
+                assert amplitude[pitch] == pytest.approx(value, abs=0.02)
+
+
+# Built-in data
+
+
+def test_tones_are_the_same_on_every_call():
+    a, b = split(16, 1), split(16, 1)
+    assert a["audio"] == b["audio"] and a["label"] == b["label"]
+    assert a.features["label"].names == list(TIMBRES) and sorted(set(a["label"])) == list(range(8))
+    assert split(16, 2)["audio"] != a["audio"]
+    wave, rate = soundfile.read(io.BytesIO(a[0]["audio"]["bytes"]))
+    assert (len(wave), rate) == (16_000, audio.RATE) and 0.05 < np.abs(wave).max() <= 0.9
