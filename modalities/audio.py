@@ -298,7 +298,8 @@ class Clip:
             raise BadSample("samples that are not finite")
         if np.abs(wave).max() > LOUDEST:
             raise BadSample(f"samples up to {np.abs(wave).max():.3g}, where full scale is 1: scale the file")
-        wave = torch.from_numpy(wave).mean(1)
+        channels = wave.shape[1]
+        wave = torch.from_numpy(wave) @ torch.full((channels,), 1 / channels)  # the mean, several times faster
         if self.ratio != 1:
             wave = resampler(self.ratio)(wave)
         check_length(len(wave))
