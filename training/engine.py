@@ -198,12 +198,28 @@ class Engine:
         dist.all_reduce(value)
         return value.item() / self.ranks
 
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Names of the optimizer's state that is of the size of a parameter."""
+        return () if self.run.optim == "sgd" and not self.run.adam_beta1 else MOMENTS[self.run.optim]
+
+    def _link_moments(self) -> None:
+        """At stages 1 and 2 DeepSpeed links moments to parameters after the first step of the *first* group, when the
+        other groups have none yet, and never again."""
+        if self.stage in (1, 2):
+            from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+            zero = self.engine.optimizer
+            for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+                lazy_init_hp_params_optimizer_state(parameters, flat, self.base_optimizer.state)
+
     # What a checkpoint holds: full float32 tensors by name, whatever the stage and the number of ranks.
 
     def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Parameters with buffers, and optimizer moments by `moment/name`; on the CPU. All ranks take part."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        self._link_moments()
         weights, moments = {}, {}
         for name, parameter in self.module.named_parameters():
             if self.stage and parameter.requires_grad:
@@ -213,7 +229,7 @@ class Engine:
                     weights[name] = parameter.detach().cpu().clone()
             if not parameter.requires_grad:
                 continue
-            for moment in MOMENTS[self.run.optim]:
+            for moment in self.moments:
                 if self.stage:
                     value = safe_get_full_optimizer_state(parameter, moment)
                 else:
@@ -228,6 +244,7 @@ class Engine:
         """Take back what `tensors` gave. At stages 1 to 3, moments must exist: see `dry_step`."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
+        self._link_moments()
         expected = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         if expected.keys() != weights.keys():
             odd = sorted(expected.keys() ^ weights.keys())
@@ -241,7 +258,7 @@ class Engine:
                     continue
                 if self.stage:
                     safe_set_full_fp32_param(parameter, value)
-                for moment in MOMENTS[self.run.optim]:
+                for moment in self.moments:
                     if f"{moment}/{name}" not in moments:
                         continue
                     held = moments[f"{moment}/{name}"].to(self.device)
@@ -267,6 +284,6 @@ class Engine:
         """Within, the parameter is whole on this rank, also under ZeRO-3."""
         if self.stage < 3:
             return nullcontext()
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         return GatheredParameters([parameter], modifier_rank=0 if modify else None)

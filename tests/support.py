@@ -1,0 +1,180 @@
+"""What several test files share: ranks as forked processes, and tiny data of every modality."""
+
+import importlib.util
+import inspect
+import io
+import json
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+# Imported once, in the server from which ranks are forked: a rank then starts in a fraction of a second.
+PRELOAD = ["torch", "deepspeed", "datasets", "transformers", "torchvision", "train", "training.loop", "encoders.native"]
+ROOT = Path(__file__).parents[1]
+
+
+class Ranks:
+    """A function of a test file, called on each of some fresh processes, which a test may kill.
+
+    Arguments and results are plain data and tensors.
+    """
+
+    def __init__(self, function, ranks: int, folder: Path, arguments: dict):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        self.folder, file = folder, inspect.getfile(function)
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        self.processes = []
+        for rank in range(ranks):
+            environment = {}  # one process is a world of one, and makes it itself
+            if ranks > 1:
+                environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            job = (file, function.__name__, arguments, str(folder), rank, {k: str(v) for k, v in environment.items()})
+            process = context.Process(target=runpy.run_path, args=(__file__, {"JOB": job}, "rank"))
+            process.start()
+            self.processes.append(process)
+
+    def wait(self, seconds: float = 240) -> list[int | None]:
+        """Exit codes of all ranks. When one has failed, the others are killed soon, as launchers do."""
+        end = time.monotonic() + seconds
+        while any(p.exitcode is None for p in self.processes) and time.monotonic() < end:
+            if any(p.exitcode for p in self.processes):
+                end = min(end, time.monotonic() + 3)
+            self.processes[0].join(0.02) if self.processes[0].exitcode is None else time.sleep(0.02)
+        self.kill()
+        return [p.exitcode for p in self.processes]
+
+    def results(self, seconds: float = 240) -> list:
+        """What the function returned, on each rank."""
+        codes = self.wait(seconds)
+        assert not any(codes), f"exit codes {codes}\n{self.output()}"
+        return [torch.load(self.folder / f"result{r}.pt", weights_only=True) for r in range(len(self.processes))]
+
+    def output(self) -> str:
+        """All that the ranks printed."""
+        return "\n".join(f.read_text() for f in sorted(self.folder.glob("output*.txt")))
+
+    def kill(self) -> None:
+        for process in self.processes:
+            if process.exitcode is None:
+                process.kill()
+        for process in self.processes:
+            process.join()
+
+
+def run_rank(file: str, function: str, arguments: dict, folder: str, rank: int, environment: dict[str, str]) -> None:
+    output = open(Path(folder) / f"output{rank}.txt", "w", buffering=1)  # noqa: SIM115
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    sys.stdout = sys.stderr = output
+    os.environ |= environment
+    torch.set_num_threads(1)
+    spec = importlib.util.spec_from_file_location("under_test", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    result = getattr(module, function)(**arguments)
+    torch.save(result, Path(folder) / f"result{rank}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def cells(name: str, count: int = 40) -> tuple[list, str]:
+    """Tiny samples of a modality, as cells of a column, and the `datasets` feature of that column."""
+    random = np.random.default_rng(0)
+    if name == "image":
+        return [{"bytes": picture(random), "path": f"{i}.png"} for i in range(count)], "Image"
+    if name == "audio":
+        return [{"bytes": sound(random), "path": f"{i}.wav"} for i in range(count)], "Audio"
+    if name == "text":
+        words = "river stone light garden music winter table paper window forest market child".split()
+        return [" ".join(random.choice(words, random.integers(2, 12))) for _ in range(count)], "string"
+    raise KeyError(f"give tests/support.py tiny samples and settings of modality {name!r}")
+
+
+# Settings that make a modality tiny; the column of a modality's samples bears its name.
+TINY = {
+    "image": {"image_size": 8, "patch_size": 4, "channels": 1},
+    "audio": {"seconds": 0.16, "mel_bins": 16, "tile": [8, 4]},
+    "text": {"vocab_size": 300, "max_length": 16},
+}
+# Arguments of objectives that have these names are set to these values.
+SMALL = {"head_hidden": 32, "head_out": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+
+
+def rows_of(name: str, modality, count: int = 40):
+    """Tiny rows of a modality that was just built; it is fitted to them."""
+    import datasets
+
+    from training.data import Rows
+
+    values, kind = cells(name, count)
+    feature = datasets.Value("string") if kind == "string" else getattr(datasets, kind)(decode=False)
+    table = datasets.Dataset.from_list([{name: v} for v in values])
+    table = table.cast(datasets.Features({name: feature}))
+    modality.fit(table, name)
+    return Rows(table, name, None, "tiny", modality)
+
+
+def config(modality: str, objective: str, folder, **options):
+    """A tiny configuration of a cell of the tables."""
+    from objectives import OBJECTIVES
+    from training.config import read
+
+    known = inspect.signature(OBJECTIVES[objective]).parameters
+    given = {
+        "output_dir": str(folder),
+        "modality": {"name": modality} | TINY.get(modality, {}),
+        "encoder": {"width": 32, "depth": 2, "heads": 2},
+        "objective": {"name": objective} | {k: v for k, v in SMALL.items() if k in known},
+        "per_device_train_batch_size": 4,
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "device": "cpu",
+    }
+    for key, value in options.items():
+        given[key] = given[key] | value if isinstance(value, dict) and isinstance(given.get(key), dict) else value
+    return read(given)
+
+
+def picture(random: np.random.Generator, size: int = 12) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_pictures(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(1)
+    for i in range(count):
+        (folder / f"{i:03d}.png").write_bytes(picture(random))
+    return folder
+
+
+def sound(random: np.random.Generator) -> bytes:
+    import soundfile
+
+    file = io.BytesIO()
+    wave = np.sin(np.arange(4000) * random.uniform(0.05, 0.5)) * random.uniform(0.1, 0.8)
+    soundfile.write(file, wave + 0.01 * random.standard_normal(4000), 16_000, format="WAV")
+    return file.getvalue()
+
+
+def metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+if __name__ == "rank":
+    run_rank(*JOB)  # noqa: F821

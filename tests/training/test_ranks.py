@@ -1,0 +1,247 @@
+"""Two gloo ranks are one process with the joined batch, for every cell of the tables and every ZeRO stage."""
+
+import copy
+from functools import cache
+from pathlib import Path
+
+import pytest
+import support
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.func import functional_call
+
+from modalities import MODALITIES
+from objectives import OBJECTIVES, Progress
+from objectives.contrastive import nt_xent_loss
+from objectives.teacher import Teacher
+
+CELLS = [(m, o) for m in MODALITIES for o in OBJECTIVES]
+STAGES = (0, 1, 2, 3)
+
+
+def make_loop(modality: str, objective: str, folder, micro_batch: int, stage: int, **options):
+    """A `Loop` on tiny data, whose micro-batch is `micro_batch` samples of all ranks together."""
+    from training import engine
+    from training.loop import Loop
+
+    device = engine.start(support.config("image", "mae", folder).run)
+    options["per_device_train_batch_size"] = micro_batch // dist.get_world_size()
+    options["deepspeed"] = {"zero_optimization": {"stage": stage}}
+    config = support.config(modality, objective, Path(folder) / "run", **options)
+    made = config.build_modality()
+    rows = support.rows_of(modality, made)
+    return Loop(config, config.build_objective(made), rows, device)
+
+
+def run_steps(loop, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses of the joined batch, and the first step's full gradients as the optimizer gets them."""
+    from deepspeed.utils import safe_get_full_grad
+
+    from training.monitor import Monitor
+
+    gradients, engine, accumulation = {}, loop.engine, loop.run.gradient_accumulation_steps
+    original = engine.step
+
+    def step(rate):
+        if engine.engine.is_gradient_accumulation_boundary() and not gradients:
+            for name, p in engine.module.named_parameters():
+                if p.requires_grad:
+                    full = safe_get_full_grad(p) if engine.stage else p.grad
+                    gradients[name] = torch.zeros(p.shape) if full is None else full.clone()
+        return original(rate)
+
+    engine.step = step
+    batches = loop.order.micro_batches(0, steps, accumulation, engine.rank, engine.ranks)
+    feed, monitor, losses = iter(loop._loader(loop.table, batches, loop.run.seed, 0)), Monitor(steps), []
+    for _ in range(steps):
+        loss, _, _ = loop._step([next(feed) for _ in range(accumulation)], monitor)
+        losses.append(engine.mean(loss))
+    return losses, gradients
+
+
+def train_cell(modality: str, objective: str, folder: str, stages) -> dict:
+    """Five steps of SGD at each stage, with and without accumulation; at the first stage 20 of AdamW."""
+    made = {}
+    sgd = {"optim": "sgd", "learning_rate": 0.02, "warmup_steps": 0.0, "max_grad_norm": 0.0, "weight_decay": 0.0}
+    for stage in stages:
+        for accumulation in (1, 2):
+            options = sgd | {"max_steps": 5, "gradient_accumulation_steps": accumulation}
+            loop = make_loop(modality, objective, folder, 8, stage, **options)
+            losses, gradients = run_steps(loop, 5)
+            made[f"{stage} {accumulation}"] = {
+                "losses": losses,
+                "gradients": gradients,
+                "weights": loop.engine.tensors()[0],
+            }
+        loop = make_loop(modality, objective, folder, 8, stage, max_steps=20, learning_rate=1e-3)
+        made[f"{stage} adamw"] = run_steps(loop, 20)[0]
+    return made
+
+
+@pytest.fixture(scope="module")
+def cell(launch, tmp_path_factory):
+    """Results of one process and of two ranks, by cell."""
+
+    @cache
+    def get(modality: str, objective: str):
+        folder = str(tmp_path_factory.mktemp("runs"))
+        given = {"modality": modality, "objective": objective, "folder": folder}
+        alone, pair = launch(train_cell, 1, stages=(0,), **given), launch(train_cell, 2, stages=STAGES, **given)
+        return alone.results()[0], pair.results()
+
+    return get
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("modality", "objective"), CELLS)
+def test_two_ranks_are_one(cell, modality, objective, stage):
+    alone, pair = cell(modality, objective)
+    for accumulation in (1, 2):
+        one = alone[f"0 {accumulation}"]
+        for two in (rank[f"{stage} {accumulation}"] for rank in pair):
+            assert two["losses"][0] == pytest.approx(one["losses"][0], rel=1e-6, abs=1e-6)
+            assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+            assert distance(two["gradients"], one["gradients"]) < 1e-5
+            assert two["weights"].keys() == one["weights"].keys()
+            worst = max((two["weights"][k].float() - one["weights"][k].float()).abs().max() for k in one["weights"])
+            assert worst < 1e-5
+    assert pair[0][f"{stage} adamw"] == pytest.approx(alone["0 adamw"], abs=1e-4)
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Relative to the norm of all of `b`."""
+    assert a.keys() == b.keys()
+    x, y = (torch.cat([t[k].double().flatten() for k in sorted(t)]) for t in (a, b))
+    assert y.norm() > 0
+    return ((x - y).norm() / y.norm()).item()
+
+
+def autocast_gradients(folder: str, stages) -> dict[int, tuple[float, bool]]:
+    """By stage: how far the engine's reduced gradients are from the float32 mean of the ranks' own, and their type."""
+    made = {}
+    for stage in stages:
+        loop = make_loop("image", "mae", folder, 8, stage, bf16=True, max_steps=1)
+        reference = loop.config.build_objective(loop.config.build_modality())
+        batches = loop.order.micro_batches(0, 1, 1, loop.engine.rank, loop.engine.ranks)
+        batch = next(iter(loop._loader(loop.table, batches, loop.run.seed, 0)))
+        with torch.autocast("cpu", torch.bfloat16):
+            reference(loop._prepare(batch["views"]))["loss"].backward()
+        mean = {name: p.grad.clone() for name, p in reference.named_parameters() if p.grad is not None}
+        for gradient in mean.values():
+            dist.all_reduce(gradient)
+            gradient /= dist.get_world_size()
+        _, reduced = run_steps(loop, 1)
+        reduced = {name: reduced[name] for name in mean}
+        made[stage] = (distance(reduced, mean), all(g.dtype == torch.float32 for g in reduced.values()))
+    return made
+
+
+def test_gradients_under_autocast_are_reduced_in_float32(launch, tmp_path):
+    for result in launch(autocast_gradients, 2, folder=str(tmp_path), stages=STAGES).results():
+        for stage, (far, float32) in result.items():
+            assert float32, stage
+            assert far < 1e-5, (stage, far)  # rounded to bfloat16 they would be 1e-3 off
+
+
+class Student(nn.Module):
+    """Small and large parameters, and a buffer that the optimizer does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 400), nn.Linear(400, 8)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += 1 if self.training else 0
+        return self.second(torch.tanh(self.first(x))) + 0.01 * self.count
+
+
+class Follower(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.student = Student()
+        self.teacher = Teacher(self.student, half_life=60.0)
+
+    def forward(self, x):
+        with torch.no_grad():
+            target = self.teacher[0](x)
+        return {"loss": (self.student(x) - target.roll(1, 0)).square().mean(), "target": target}
+
+
+def follow(folder: str, stages, accumulation: int) -> dict[int, float]:
+    """By stage: the largest difference of the teacher's forward from a reference average's, over 100 steps."""
+    from training import engine as engines
+
+    made = {}
+    for stage in stages:
+        options = {"deepspeed": {"zero_optimization": {"stage": stage}}, "gradient_accumulation_steps": accumulation}
+        run = support.config("image", "mae", folder, adam_beta1=0.5, weight_decay=0.0, **options).run
+        device = engines.start(run)
+        torch.manual_seed(0)
+        module = Follower().train()
+        module.teacher.eval()
+        reference = copy.deepcopy(module.teacher[0]).double().eval()
+        engine, worst = engines.Engine(module, run, device), 0.0
+        for step in range(1, 101):
+            for micro in range(accumulation):
+                random = torch.Generator().manual_seed(1000 * step + 10 * micro + engine.rank)
+                x = torch.randn(4, 8, generator=random)
+                out = engine.forward(x)
+                worst = max(worst, (out["target"].double() - reference(x.double())).abs().max().item())
+                engine.backward(out["loss"])
+                applied, _ = engine.step(3e-2)
+            assert applied
+            progress = Progress(step, 100, 8 * accumulation)
+            module.teacher.follow(module.student, progress=progress)
+            weight = 1 - module.teacher.momentum(progress)
+            full = engine.tensors()[0]
+            with torch.no_grad():
+                for name, value in reference.named_parameters():
+                    value.lerp_(full[f"student.{name}"].double(), weight)
+            reference.count.copy_(full["student.count"])
+        made[stage] = worst
+    return made
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_teacher_is_the_average_of_its_student(launch, tmp_path, accumulation):
+    for result in launch(follow, 2, folder=str(tmp_path), stages=STAGES, accumulation=accumulation).results():
+        assert max(result.values()) < 1e-6, result
+
+
+def contrast(values: list, identity: list) -> tuple:
+    """Loss and gradient of this rank's share."""
+    from training import engine
+
+    engine.start(support.config("image", "mae", ".").run)
+    share = slice(dist.get_rank() * len(values[0]) // dist.get_world_size(), None)
+    length = len(values[0]) // dist.get_world_size()
+    pair = [torch.tensor(v)[share][:length].requires_grad_() for v in values]
+    loss = nt_xent_loss(*pair, 0.2, torch.tensor(identity)[share][:length])
+    loss.backward()
+    return loss.item(), torch.stack([p.grad for p in pair])
+
+
+def test_nt_xent_gathers_values_and_gradients(launch):
+    values, identity = (
+        torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(0)),
+        [0, 1, 2, 3, 0, 5, 6, 7, 8, 1, 0, 6],
+    )
+    whole, gradient = launch(contrast, 1, values=values.tolist(), identity=identity).results()[0]
+    parts = launch(contrast, 2, values=values.tolist(), identity=identity).results()
+    assert sum(loss for loss, _ in parts) / 2 == pytest.approx(whole, abs=1e-6)
+    torch.testing.assert_close(torch.cat([g for _, g in parts], dim=1) / 2, gradient, atol=1e-7, rtol=1e-5)
+
+
+def test_functional_call_of_a_teacher_is_not_needed():
+    """A teacher outside an engine is a plain module: its average is the closed form."""
+    student = nn.Linear(3, 2)
+    teacher = Teacher(student, half_life=8.0)
+    start = {k: v.clone() for k, v in teacher[0].named_parameters()}
+    with torch.no_grad():
+        student.weight += 1.0
+    teacher.follow(student, progress=Progress(1, 10**9, 8))  # one half-life
+    x = torch.randn(4, 3)
+    middle = {k: (start[k] + dict(student.named_parameters())[k]) / 2 for k in start}
+    torch.testing.assert_close(teacher[0](x), functional_call(student, middle, x))
