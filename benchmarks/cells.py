@@ -1,0 +1,269 @@
+"""Every objective on every modality: is the result better than none?
+
+    python benchmarks/cells.py path/to/data [--only image_mae] [--threads 2] [--work runs/cells]
+
+`path/to/data` holds the folders cifar10, fsdd and ag_news with train.parquet and test.parquet. One cell is one config of
+configs/ with a number of samples; it pretrains, probes (linear, both poolings, full labels), fine-tunes with few labels,
+and writes a JSON line to `cells.jsonl`; what is there is not run again. The untrained encoder, fine-tuning from scratch
+and a plain baseline stand beside each. How a cell is judged is fixed beforehand: contrastive and distillation cells, and
+those of text, by the linear probe against random initialisation; masked cells of pictures and sound by few-label
+fine-tuning against scratch. It counts when its mean minus one deviation (over label draws) is above the reference.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+ROOT = Path(__file__).resolve().parents[1]
+MODALITIES, OBJECTIVES = ("image", "audio", "text"), ("mae", "masked", "simclr", "byol")
+# samples of pretraining: about four minutes on two cores
+SAMPLES = {
+    "image_mae": 400_000, "image_masked": 200_000, "image_simclr": 120_000, "image_byol": 120_000,
+    "audio_mae": 250_000, "audio_masked": 150_000, "audio_simclr": 60_000, "audio_byol": 60_000,
+    "text_mae": 150_000, "text_masked": 250_000, "text_simclr": 60_000, "text_byol": 60_000,
+}  # fmt: skip
+# data, column, labels a class of fine-tuning, samples of fine-tuning and the longer number that scratch also gets
+DATA = {
+    "image": ("cifar10", "image", 50, 8_000, 24_000),
+    "audio": ("fsdd", "audio", 20, 2_560, 7_680),
+    "text": ("ag_news", "text", 50, 4_000, 12_000),
+}
+DRAWS, PROBE_ROWS, TEST_ROWS = 5, 10_000, 2_000
+TEST_SPEAKERS = ("theo", "yweweler")  # of fsdd's six: nobody is in both parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--only", default="", help="cells whose name has this")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("runs/cells"))
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    file = arguments.work / "cells.jsonl"
+
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    done = {c["cell"]: c for c in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+    for modality in MODALITIES:
+        for name in (f"reference_{modality}", *(f"{modality}_{objective}" for objective in OBJECTIVES)):
+            wanted = arguments.only in name or name.startswith("reference") and modality in arguments.only
+            if name in done or not wanted:
+                continue
+            run = reference if name.startswith("reference") else cell
+            done[name] = {"cell": name} | run(name, modality, arguments)
+            with open(file, "a") as out:
+                out.write(json.dumps(done[name]) + "\n")
+            print(json.dumps(done[name]), flush=True)
+    print(table(done))
+
+
+def config_of(name: str, modality: str, data: Path, folder: Path):
+    from training.config import load_yaml, merge, read, unfold
+
+    source, column, *_ = DATA[modality]
+    given = unfold(load_yaml(ROOT / "configs" / f"{name}.yaml"))
+    steps = SAMPLES[name] // given["per_device_train_batch_size"]
+    changes = {"output_dir": str(folder), "max_steps": steps, "logging_steps": 50, "save_steps": 0, "eval_steps": 0}
+    path = data / source / "train.parquet" if modality != "audio" else folder.parent / "fsdd_train.parquet"
+    return read(merge(given, changes | {"data": {"name": str(path), "column": column}, "report_to": "none"}))
+
+
+def rows_of(config, modality_name: str, modality, data: Path, work: Path):
+    """Training and test rows, and their labels; fsdd is cut by speaker."""
+    import dataclasses
+
+    import numpy as np
+
+    from training.data import load
+
+    source, *_ = DATA[modality_name]
+    if modality_name == "audio":
+        split_by_speaker(data / source, work)
+        paths = [work / f"fsdd_{part}.parquet" for part in ("train", "test")]
+    else:
+        paths = [data / source / f"{part}.parquet" for part in ("train", "test")]
+    loaded = [load(dataclasses.replace(config.data, name=str(path)), modality) for path in paths]
+    random = np.random.RandomState(0)
+    train, test = (
+        r.select(random.permutation(len(r))[:most]) for r, most in zip(loaded, (PROBE_ROWS, TEST_ROWS), strict=True)
+    )
+    return train, train.labels(), test, test.labels()
+
+
+def split_by_speaker(folder: Path, work: Path) -> None:
+    import datasets
+
+    if (work / "fsdd_test.parquet").exists():
+        return
+    files = {part: str(folder / f"{part}.parquet") for part in ("train", "test")}
+    both = datasets.concatenate_datasets(list(datasets.load_dataset("parquet", data_files=files).values()))
+    both = both.cast_column("audio", datasets.Audio(decode=False))
+    known = [speaker in TEST_SPEAKERS for speaker in both["speaker"]]
+    for part, wanted in (("train", False), ("test", True)):
+        both.select([i for i, k in enumerate(known) if k == wanted]).to_parquet(str(work / f"fsdd_{part}.parquet"))
+
+
+def fitted(config):
+    """The modality with what it takes from the training rows."""
+    from training.data import load
+
+    modality = config.build_modality()
+    rows = load(config.data, modality)
+    modality.fit(rows.table, rows.column)
+    return modality
+
+
+def tuned(make, train, y, test, test_y, modality: str, samples: int, rate: float = 1e-3) -> list[float]:
+    from evaluation.finetune import finetune
+    from evaluation.probes import draw
+
+    scores = []
+    for seed in range(DRAWS):
+        index = draw(y, DATA[modality][2], seed)
+        backbone = make(seed)
+        rows = [train.select(index), test]
+        for part in rows:
+            part.modality = backbone.modality
+        scores.append(finetune(backbone, rows[0], y[index], rows[1], test_y, samples, rate, batch=32, seed=seed))
+    return scores
+
+
+def probed(backbone, train, y, test, test_y) -> dict[str, list[float]]:
+    """Linear probe over draws of nine tenths of the labels, by pooling."""
+    import numpy as np
+
+    from evaluation.features import extract
+    from evaluation.probes import linear
+
+    (x, kept), (t, test_kept) = extract(backbone, train), extract(backbone, test)
+    scores: dict[str, list[float]] = {pooling: [] for pooling in x}
+    for seed in range(DRAWS):
+        part = np.random.RandomState(seed).permutation(len(kept))[: int(0.9 * len(kept))]
+        for pooling in x:
+            scores[pooling].append(linear(x[pooling][part], y[kept][part], t[pooling], test_y[test_kept]))
+    return scores
+
+
+def reference(name: str, modality: str, arguments) -> dict:
+    """What needs no pretraining: the untrained encoder, fine-tuning from scratch, the data itself."""
+    source = f"{modality}_simclr"
+    if modality == "audio":
+        split_by_speaker(arguments.data / "fsdd", arguments.work)
+    config = config_of(source, modality, arguments.data, arguments.work / name)
+    fit = fitted(config)
+    train, y, test, test_y = rows_of(config, modality, fit, arguments.data, arguments.work)
+
+    def fresh(seed: int):
+        import copy
+
+        config.run.seed = seed
+        return config.build_objective(copy.deepcopy(fit)).backbone
+
+    _, _, _, short, long = DATA[modality]
+    scratch = {}
+    for samples in (short, long):
+        for rate in (1e-3, 3e-3) if modality == "audio" else (1e-3,):
+            scratch[f"{samples} {rate}"] = tuned(fresh, train, y, test, test_y, modality, samples, rate)
+    return {
+        "probe": probed(fresh(0), train, y, test, test_y),
+        "scratch": scratch,
+        "plain": plain(modality, train, y, test, test_y),
+    }
+
+
+def plain(modality: str, train, y, test, test_y) -> float:
+    """Pixels, log-mel mean and deviation, or TF-IDF, under the same probe."""
+    import numpy as np
+
+    from evaluation.probes import linear, plain_features
+
+    if modality == "text":
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+
+        vectors = TfidfVectorizer(min_df=2, sublinear_tf=True)
+        x = vectors.fit_transform(train.table[train.column])
+        model = LogisticRegression(max_iter=500, C=10).fit(x, y)
+        return 100 * model.score(vectors.transform(test.table[test.column]), test_y)
+    if modality == "image":
+        train, y = train.select(range(2_000)), y[:2_000]
+    values = [plain_features(r) for r in (train, test)]
+    if modality == "audio":
+        bins = train.modality.mel_bins
+        mels = [v.reshape(len(v), -1, bins, train.modality.tile[1]) for v in values]
+        values = [np.concatenate([m.mean((1, 3)), m.std((1, 3))], axis=1) for m in mels]
+    return linear(values[0], y, values[1], test_y)
+
+
+def cell(name: str, modality: str, arguments) -> dict:
+    """Pretrain, probe, fine-tune."""
+    from evaluation.load import from_run
+    from train import pretrain
+
+    if modality == "audio":
+        split_by_speaker(arguments.data / "fsdd", arguments.work)
+    config = config_of(name, modality, arguments.data, arguments.work / name)
+    began, cpu = time.perf_counter(), cpu_seconds()
+    figures = pretrain(config)
+    minutes, cpu = (time.perf_counter() - began) / 60, (cpu_seconds() - cpu) / 60
+    backbone = from_run(config.run.output_dir)[1].backbone
+    train, y, test, test_y = rows_of(config, modality, backbone.modality, arguments.data, arguments.work)
+    result = {
+        "samples": SAMPLES[name],
+        "minutes": minutes,
+        "cpu_minutes": cpu,
+        "loss": figures.get("loss"),
+        "rankme": figures.get("rankme"),
+        "verdict": figures.get("verdict"),
+        "probe": probed(backbone, train, y, test, test_y),
+    }
+    short = DATA[modality][3]
+    again = lambda _: from_run(config.run.output_dir)[1].backbone  # noqa: E731
+    return result | {"finetuned": tuned(again, train, y, test, test_y, modality, short)}
+
+
+def cpu_seconds() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def table(done: dict) -> str:
+    """The README's table."""
+
+    def text(values: list[float]) -> str:
+        return f"{statistics.mean(values):.1f} ± {statistics.pstdev(values):.1f}"
+
+    lines = [
+        "| cell | samples | CPU min | probe, native / mean | random | fine-tuned | scratch | plain | RankMe | counts |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in done.items():
+        modality, objective = name.split("_")
+        known = done.get(f"reference_{modality}")
+        if name.startswith("reference") or not known:
+            continue
+        best = {who: max(r["probe"].values(), key=statistics.mean) for who, r in (("ours", result), ("none", known))}
+        scratch = max(known["scratch"].values(), key=statistics.mean)
+        by_probe = objective in ("simclr", "byol") or modality == "text"
+        mine, other = (best["ours"], best["none"]) if by_probe else (result["finetuned"], scratch)
+        gain = statistics.mean(mine) - statistics.mean(other)
+        verdict = f"{'yes' if gain > statistics.pstdev(mine) else 'no'}, {gain:+.1f}"
+        probe, random = (" / ".join(text(r["probe"][p]) for p in ("native", "mean")) for r in (result, known))
+        lines.append(
+            f"| {modality} {objective} | {result['samples']:,} | {result['cpu_minutes']:.1f} | {probe} | {random} "
+            f"| {text(result['finetuned'])} | {text(scratch)} | {known['plain']:.1f} | {result['rankme'] or 0:.1f} "
+            f"| {verdict} ({'probe' if by_probe else 'fine-tuned'}) |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""How fast is a step? Ours beside ViTMAEForPreTraining, alternately in one run; then what the engine costs.
+
+    python benchmarks/step.py [--threads 2] [--rounds 7] [--compile]
+
+ViT-S/16 at 224, batch 16, decoder 192×4, float32. Prints medians and their ratios, the share of the machine's measured
+matmul peak, the engine's cost over a bare loop at ZeRO-0 to 3 in a world of one.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+BATCH, SIZE, PATCH, WIDTH, DEPTH, HEADS, DECODER = 16, 224, 16, 384, 12, 6, (192, 4, 3)
+
+
+def ours():
+    from encoders import Backbone, Encoder
+    from modalities import Image
+    from objectives import MAE
+
+    torch.manual_seed(0)
+    backbone = Backbone(Image(SIZE, PATCH), Encoder(WIDTH, DEPTH, HEADS))
+    return MAE(backbone, 0.75, DECODER[0], DECODER[1], DECODER[2])
+
+
+def theirs():
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    return ViTMAEForPreTraining(
+        ViTMAEConfig(
+            hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=4 * WIDTH,
+            image_size=SIZE, patch_size=PATCH, norm_pix_loss=True, decoder_hidden_size=DECODER[0],
+            decoder_num_hidden_layers=DECODER[1], decoder_num_attention_heads=DECODER[2],
+            decoder_intermediate_size=4 * DECODER[0],
+        )
+    ).train()  # fmt: skip
+
+
+def stepper(model, loss, optimizer=None):
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step():
+        value = loss(model)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def alternate(steps: dict, rounds: int, each: int = 2) -> dict[str, float]:
+    """Median seconds a step of each, in turns."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step(), step()
+    for _ in range(rounds):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            for _ in range(each):
+                step()
+            times[name].append((time.perf_counter() - began) / each)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def peak() -> float:
+    """FLOP/s of a large float32 matmul: the best of several sizes."""
+    best = 0.0
+    for n in (1024, 1536, 2048):
+        a, b = torch.randn(n, n), torch.randn(n, n)
+        a @ b
+        for _ in range(5):
+            began = time.perf_counter()
+            a @ b
+            best = max(best, 2 * n**3 / (time.perf_counter() - began))
+    return best
+
+
+def flops() -> float:
+    """FLOPs of the matrix products of one step, forward and backward, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = ours()
+    with FlopCounterMode(display=False) as counter:
+        loss_of(model).backward()
+    return counter.get_total_flops()
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+
+
+PICTURES = inputs()
+
+
+def loss_of(model):
+    raw = {"data": PICTURES, "seed": torch.arange(BATCH)}
+    return model([model.backbone.modality.prepare(raw)])["loss"]
+
+
+def peer_loss(model):
+    return model(PICTURES.float() / 127.5 - 1).loss
+
+
+def engine_cost(rounds: int) -> None:
+    """The same step through the engine, beside a bare loop."""
+    from training.config import Config, Run
+    from training.engine import Engine, start
+
+    run = Run(per_device_train_batch_size=BATCH, device="cpu")
+    device = start(run)
+    bare = ours()
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-4, fused=True)
+
+    def bare_step():
+        loss_of(bare).backward()
+        torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for stage in range(4):
+        run = Config(Run(per_device_train_batch_size=BATCH, deepspeed={"zero_optimization": {"stage": stage}})).run
+        objective = ours()
+        engine = Engine(objective, run, device)
+        modality = objective.backbone.modality
+
+        def engine_step(engine=engine, modality=modality):
+            views = [modality.prepare({"data": PICTURES, "seed": torch.arange(BATCH)})]
+            engine.backward(engine.forward(views)["loss"])
+            engine.step(1e-4)
+
+        seconds = alternate({"bare": bare_step, "engine": engine_step}, rounds)
+        cost = seconds["engine"] / seconds["bare"] - 1
+        print(
+            f"| engine, ZeRO-{stage} | {seconds['engine'] * 1e3:.0f} ms | bare loop {seconds['bare'] * 1e3:.0f} ms | {cost:+.1%} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--engine", action="store_true", help="measure only the engine's cost")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.engine:
+        return engine_cost(arguments.rounds)
+    steps = {"eager": stepper(ours(), loss_of), "ViTMAE eager": stepper(theirs(), peer_loss)}
+    if arguments.compile:
+        compiled = ours()
+        compiled.compile(dynamic=False)
+        steps["compiled"] = stepper(compiled, loss_of)
+    seconds, top, work = alternate(steps, arguments.rounds), peak(), flops()
+    print(f"matmul peak {top / 1e9:.0f} GFLOP/s; a step is {work / 1e9:.1f} GFLOP of matrix products")
+    print("| step | ms | against ViTMAE eager | of the peak |\n|---|---|---|---|")
+    for name, value in seconds.items():
+        share = f"{work / value / top:.0%}" if name != "ViTMAE eager" else ""
+        print(f"| {name} | {value * 1e3:.0f} | {seconds['ViTMAE eager'] / value:.2f}× | {share} |")
+
+
+if __name__ == "__main__":
+    main()
