@@ -1,0 +1,99 @@
+"""A masked-text training step on real lengths: ours, packed, against the native class padded, in one run.
+
+    python benchmarks/text_step.py ../shared/data/ag_news/train.parquet
+
+Peers: `RobertaPreLayerNormForMaskedLM` with every text padded to 128 tokens, and with each batch padded to its own
+longest text. All three do the same step (forward, backward, AdamW) on the same texts in turn, batch after batch, so
+that a change of the machine's load falls on all of them. The same tokens are hidden.
+"""
+
+import argparse
+import statistics
+import time
+
+import datasets
+import torch
+
+from encoders import Backbone, Encoder
+from encoders.native.roberta import Roberta
+from modalities import Text
+from objectives import Masked, masking
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a parquet file with a column of text")
+    parser.add_argument("--column", default="text")
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--vocab_size", type=int, default=16384)
+    parser.add_argument("--max_length", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+
+    rows = datasets.load_dataset("parquet", data_files=args.data, split="train")
+    text = Text(vocab_size=args.vocab_size, max_length=args.max_length)
+    text.fit(rows, args.column)
+    samples = text.samples(rows, args.column)
+    objective = Masked(Backbone(text, Encoder(args.width, args.depth, args.heads)))
+    native = Roberta().export(objective.backbone, objective.head).train()
+    optimizers = {m: torch.optim.AdamW(m.parameters(), 1e-4) for m in (objective, native)}
+    spec, order = objective.views[0], torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+
+    def step(model, loss):
+        loss.backward()
+        optimizers[model].step()
+        optimizers[model].zero_grad()
+
+    def ours(batch, seed):
+        step(objective, objective([text.collate(batch, seed)])["loss"])
+
+    def padded(batch, seed, length=None):
+        length = length or 1 + max(len(s["data"]) for s in batch)
+        ids = torch.full((len(batch), length), text.padding)
+        ids[:, 0] = text.first
+        for i, sample in enumerate(batch):
+            ids[i, 1 : 1 + len(sample["data"])] = sample["data"]
+        position = torch.arange(length)[None, :, None].expand(len(batch), -1, -1)
+        view = {"data": ids, "position": position, "seed": seed}
+        chosen = masking.hide(view, objective.mask_ratio, "random", 3, text.hideable(view))
+        data, hide = text.corrupt(ids, chosen, masking.random(view, 3))
+        output = native(
+            input_ids=torch.where(hide, text.mask, data),
+            attention_mask=(ids != text.padding).long(),
+            labels=torch.where(chosen, ids, -100),
+        )
+        step(native, output.loss)
+
+    ways = {
+        "ours, packed": ours,
+        f"native, padded to {args.max_length}": lambda batch, seed: padded(batch, seed, args.max_length),
+        "native, padded to the longest": padded,
+    }
+    seconds, filling, tokens = {name: [] for name in ways}, [], 0
+    for number in range(args.steps + 1):
+        index = order[number * args.batch : (number + 1) * args.batch].tolist()
+        batch = [text.view(text.read(samples[i][args.column]), spec, i) for i in index]
+        view = text.collate(batch, torch.tensor(index))
+        real = sum(len(s["data"]) + 1 for s in batch)
+        filling.append(real / view["data"].shape[0] / (view["data"].shape[1] + view["samples"].shape[1]))
+        tokens += real
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way(batch, torch.tensor(index))
+            if number:  # the first is a warm-up
+                seconds[name].append(time.perf_counter() - start)
+    middle = {name: statistics.median(s) for name, s in seconds.items()}
+    print(f"{args.width} wide, {args.depth} deep, {text.rows} words, batch {args.batch}, {args.threads} threads")
+    print(f"{tokens / (args.steps + 1) / args.batch:.1f} tokens a text; rows {statistics.mean(filling):.1%} full")
+    for name, s in middle.items():
+        print(f"{name:32} {s * 1e3:8.0f} ms a step   {s / middle['ours, packed']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
