@@ -9,15 +9,19 @@ that a change of the machine's load falls on all of them. The same tokens are hi
 
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import datasets
 import torch
 
-from encoders import Backbone, Encoder
-from encoders.native.roberta import Roberta
-from modalities import Text
-from objectives import Masked, masking
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from encoders import Backbone, Encoder  # noqa: E402
+from encoders.native.roberta import Roberta  # noqa: E402
+from modalities import Text  # noqa: E402
+from objectives import Masked, masking  # noqa: E402
 
 
 def main() -> None:

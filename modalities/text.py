@@ -257,7 +257,7 @@ class LMHead(nn.Module):
         nn.init.normal_(self.dense.weight, std=0.02)
         nn.init.zeros_(self.dense.bias)
 
-    def forward(self, x: Float[Tensor, "h w"]) -> Float[Tensor, "h v"]:
+    def forward(self, x: Float[Tensor, "*h w"]) -> Float[Tensor, "*h v"]:
         return F.linear(self.norm(F.gelu(self.dense(x))), self.weight, self.bias)
 
 
