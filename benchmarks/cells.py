@@ -2,12 +2,13 @@
 
     python benchmarks/cells.py path/to/data [--only image_mae] [--threads 2] [--work runs/cells]
 
-`path/to/data` holds the folders cifar10, fsdd and ag_news with train.parquet and test.parquet. One cell is one config of
-configs/ with a number of samples; it pretrains, probes (linear, both poolings, full labels), fine-tunes with few labels,
-and writes a JSON line to `cells.jsonl`; what is there is not run again. The untrained encoder, fine-tuning from scratch
-and a plain baseline stand beside each. How a cell is judged is fixed beforehand: contrastive and distillation cells, and
-those of text, by the linear probe against random initialisation; masked cells of pictures and sound by few-label
-fine-tuning against scratch. It counts when its mean minus one deviation (over label draws) is above the reference.
+`path/to/data` holds the folders cifar10, fsdd and ag_news with train.parquet and test.parquet. One cell is one config
+of configs/ with a number of samples; it pretrains, probes (linear, both poolings, full labels), fine-tunes with few
+labels, and writes a JSON line to `cells.jsonl`; what is there is not run again. The untrained encoder, fine-tuning from
+scratch and a plain baseline stand beside each. How a cell is judged is fixed beforehand: contrastive and distillation
+cells, and those of text, by the linear probe against random initialisation; masked cells of pictures and sound by
+few-label fine-tuning against scratch. It counts when its mean minus one deviation (over label draws) is above the
+reference.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/cifar10_mae.py path/to/cifar10 [--budgets 2,6,20] [--threads 2] [--work runs/cifar10_mae]
 
 Each cell is a JSON line in `cells.jsonl` of the work folder; cells that are there are not run again. The table is
-printed last. The peer is trained on the same samples in the same order with the same masks, optimizer and schedule, from
-its own initialisation; its encoder is then read back through the import and evaluated by the same code.
+printed last. The peer is trained on the same samples in the same order with the same masks, optimizer and schedule,
+from its own initialisation; its encoder is then read back through the import and evaluated by the same code.
 """
 
 import argparse

@@ -40,7 +40,8 @@ class Encoder(nn.Module):
         """An encoder of a preset size, any part of which may be overridden.
 
         Args:
-            name: `tiny` (192 wide, 12 deep, 3 heads), `small` (384, 12, 6), `base` (768, 12, 12), `large` (1024, 24, 16).
+            name: `tiny` (192 wide, 12 deep, 3 heads), `small` (384, 12, 6), `base` (768, 12, 12) or `large`
+                (1024, 24, 16).
             width: width of a token; a multiple of `heads`. Default: the preset's.
             depth: number of blocks. Default: the preset's.
             heads: attention heads. Default: the preset's.

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from encoders.backbone import Backbone
 from training import checkpoint
 from training.config import Config, UserError, load_yaml, read
@@ -27,7 +29,13 @@ def from_run(folder: str | Path) -> tuple[Config, object, Path]:
     modality = config.build_modality()
     modality.load(str(found / "modality"))
     objective = config.build_objective(modality)
-    objective.load_state_dict(load_file(found / "model.safetensors"), strict=True)
+    weights, held = load_file(found / "model.safetensors"), dict(objective.named_parameters())
+    held |= dict(objective.named_buffers())
+    if held.keys() != weights.keys():
+        raise UserError(f"{found}: its tensors are not those of objective {config.objective['name']}")
+    with torch.no_grad():
+        for name, tensor in held.items():
+            tensor.copy_(weights[name])
     return config, objective.eval(), found
 
 

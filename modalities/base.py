@@ -84,7 +84,7 @@ class Modality(nn.Module):
         return value
 
     def view(self, sample: Any, view: View, seed: int) -> dict[str, Any]:
-        """One view of a sample, as tensors that `collate` takes. `seed` is the sample's; the view hashes its index in."""
+        """One view of a sample, as tensors for `collate`. `seed` is the sample's; the view hashes its index in."""
         raise NotImplementedError
 
     def collate(self, samples: list[dict[str, Tensor]], seed: Int[Tensor, "b"]) -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ class Modality(nn.Module):
         return None
 
     def droppable(self, view: dict[str, Tensor]) -> Bool[Tensor, "r n"] | None:
-        """Pieces that a dropping objective may leave out; None for all."""
+        """Pieces that a dropping objective may leave out; None for all. If not None, the view carries `segment`."""
         return None
 
     def corrupt(self, data: Tensor, hide: Bool[Tensor, "r n"], seed: Int[Tensor, "r n"]):

@@ -1,8 +1,8 @@
 """Which pieces to hide: random, in blocks (spans, in one dimension) or all but blocks, by the sample's seed.
 
 Every kind gives each piece a key and hides, of each sample's eligible pieces, an exact number with the lowest keys:
-`n - floor(n · (1 - ratio))`, as MAE counts. A key is a hash of the sample's seed and the piece's place, so a mask does not
-depend on packing, ranks or device.
+`n - floor(n · (1 - ratio))`, as MAE counts. A key is a hash of the sample's seed and the piece's place, so a mask does
+not depend on packing, ranks or device.
 """
 
 import math
