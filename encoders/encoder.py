@@ -81,7 +81,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps)
         self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, round(width * mlp_ratio))
 
     def forward(self, x: Float[Tensor, "r m d"], attend: Bool[Tensor, "r 1 m m"] | None) -> Float[Tensor, "r m d"]:
         x = x + self.attention(self.norm1(x), attend)

@@ -54,8 +54,8 @@ class Image(Grid):
         shear: largest shear of weak and strong views, as a slope.
         augmentation: colours of strong views: `light` (jitter and grey, for small pictures), `simclr` or `byol`
             (the latter differs between the two views).
-        mean: value that is subtracted after scaling to 0..1, for all channels.
-        std: value that is then divided by.
+        mean: value that is subtracted after scaling to 0..1, for all channels or one for each.
+        std: value that is then divided by, for all channels or one for each.
     """
 
     leads = 1
@@ -75,8 +75,8 @@ class Image(Grid):
         zoom: float = 0.0,
         shear: float = 0.0,
         augmentation: Literal["light", "simclr", "byol"] = "simclr",
-        mean: float = 0.5,
-        std: float = 0.5,
+        mean: float | list[float] = 0.5,
+        std: float | list[float] = 0.5,
     ):
         super().__init__()
         self.extent = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -94,15 +94,25 @@ class Image(Grid):
         self.flip = flip
         self.rotation, self.shift, self.zoom, self.shear = rotation, shift, zoom, shear
         self.augmentation = augmentation
-        self.mean, self.std = mean, std
+        self.mean, self.std = self._each("mean", mean), self._each("std", std)
+
+    def _each(self, name: str, value: float | list[float]) -> list[float]:
+        """One value for each channel."""
+        values = list(value) if isinstance(value, (list, tuple)) else [value] * self.channels
+        if len(values) != self.channels or (name == "std" and not all(v > 0 for v in values)):
+            above = " above 0" if name == "std" else ""
+            raise ValueError(
+                f"modality.{name} {value}: give one number{above}, or one for each of {self.channels} channels"
+            )
+        return values
 
     def processor(self):
         from transformers import ViTImageProcessor
 
         return ViTImageProcessor(
             size={"height": self.extent[0], "width": self.extent[1]},
-            image_mean=[self.mean] * self.channels,
-            image_std=[self.std] * self.channels,
+            image_mean=self.mean,
+            image_std=self.std,
             do_convert_rgb=self.channels == 3,  # without it a grey picture crashes the processor
             resample=2,  # bilinear
         )
@@ -112,7 +122,7 @@ class Image(Grid):
         from transformers import ViTImageProcessor
 
         processor = ViTImageProcessor.from_pretrained(folder)
-        self.mean, self.std = processor.image_mean[0], processor.image_std[0]
+        self.mean, self.std = processor.image_mean, processor.image_std
 
     def read(self, value):
         """`{"bytes", "path"}`, a path or a PIL picture -> a PIL picture: upright, 8 bits a channel, no transparency."""
@@ -181,9 +191,10 @@ class Image(Grid):
     @torch.no_grad()
     def prepare(self, view: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bytes `[B c h w]` -> patches. The order of operations is the native processor's, so results are equal."""
-        shape = (1, self.channels, 1, 1)
-        mean = torch.full(shape, self.mean, device=view["data"].device) * (1 / (1 / 255))
-        std = torch.full(shape, self.std, device=view["data"].device) * (1 / (1 / 255))
+        mean, std = (  # filled on the device: a copy from the host would wait for it
+            torch.stack([torch.full((1, 1), value, device=view["data"].device) for value in each]) * (1 / (1 / 255))
+            for each in (self.mean, self.std)
+        )
         return view | self.cut(view["data"].float().sub_(mean).div_(std))
 
 

@@ -52,7 +52,9 @@ def hide(
     if "segment" not in view:
         rank = key.argsort(dim=1, stable=True).argsort(dim=1)
         count = torch.full_like(key[:, :1], pieces) if eligible is None else eligible.sum(1, keepdim=True)
-        hidden = count - (count * (1 - ratio)).floor().long() if eligible is not None else _hidden(pieces, ratio)
+        hidden = (
+            count - (count.double() * (1 - ratio)).floor().long() if eligible is not None else _hidden(pieces, ratio)
+        )
         chosen = rank < hidden
         return chosen if eligible is None else chosen & eligible
     segment = view["segment"]

@@ -20,9 +20,13 @@ def family_of(modality: str) -> Family:
 
 def start_from(path: str, modality: str, **hub) -> tuple[Family, Start]:
     """Read a published checkpoint to start from: a hub id or a folder."""
-    from transformers import AutoConfig
+    from transformers import PreTrainedConfig
 
-    kind = AutoConfig.from_pretrained(path, **hub).model_type
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(path, **hub)
+    except OSError as error:
+        raise ValueError(f"init_from {path}: {str(error).splitlines()[0]}") from error
+    kind = settings.get("model_type")
     for family in FAMILIES:
         if kind in family.model_types:
             if family.modality != modality:

@@ -11,11 +11,15 @@ from encoders.backbone import Backbone
 
 @dataclass
 class Start:
-    """What a published checkpoint says before anything is built: settings of the modality and of the encoder."""
+    """What a published checkpoint says before anything is built: settings of the modality and of the encoder.
+
+    And of the objective that it was trained with, by our arguments' names; an objective with other ones ignores them.
+    """
 
     modality: dict[str, Any]
     encoder: dict[str, Any]
     model: Any = field(repr=False)
+    objective: dict[str, Any] = field(default_factory=dict)
 
 
 class Family:

@@ -41,7 +41,16 @@ class ViT(Family):
             encoder_stride=image.tile[0],
             pooler_act="linear",
         )
-        return ViTModel(config) if head is None else ViTForMaskedImageModeling(config)
+        if head is None:
+            return ViTModel(config)
+        model = ViTForMaskedImageModeling(config)
+        model.vit = ViTModel(config, use_mask_token=True)  # with a pooler, see `state`
+        return model
+
+    def export(self, backbone: Backbone, head: nn.Module | None):
+        """The native model with our weights; of a grid that is not square without the head, whose class wants one."""
+        height, width = backbone.modality.grid
+        return super().export(backbone, head if height == width else None)
 
     def state(self, backbone: Backbone, head: nn.Module | None) -> dict[str, Tensor]:
         image, width = backbone.modality, backbone.width
@@ -54,10 +63,12 @@ class ViT(Family):
                 image.projection.weight, "d (c h w) -> d c h w", c=image.channels, h=image.tile[0]
             ),
             f"{prefix}embeddings.patch_embeddings.projection.bias": image.projection.bias,
+            # An identity, so that AutoModel's pooler_output is the CLS, and not a random projection of it.
+            f"{prefix}pooler.dense.weight": torch.eye(width),
+            f"{prefix}pooler.dense.bias": torch.zeros(width),
         }
         if head is None:
-            # An identity, so that AutoModel's pooler_output is the CLS, and not a random projection of it.
-            return state | {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
+            return state
         return state | {
             "vit.embeddings.mask_token": image.hidden[None, None],
             # A piece's values lie (channel, height, width), as PixelShuffle takes them.
@@ -66,10 +77,12 @@ class ViT(Family):
         }
 
     def start(self, path: str, **hub) -> Start:
-        from transformers import AutoConfig, AutoImageProcessor, ViTMAEForPreTraining, ViTModel
+        import transformers
 
-        config = AutoConfig.from_pretrained(path, **hub)
-        model = from_pretrained(ViTMAEForPreTraining if config.model_type == "vit_mae" else ViTModel, path, **hub)
+        config = transformers.AutoConfig.from_pretrained(path, **hub)
+        usual = "ViTMAEForPreTraining" if config.model_type == "vit_mae" else "ViTModel"
+        other = {"ViTMAEModel", "ViTForMaskedImageModeling"} & set(config.architectures or ())
+        model = from_pretrained(getattr(transformers, other.pop() if other else usual), path, **hub)
         size = config.image_size
         settings = {
             "image_size": size if isinstance(size, int) else tuple(size),
@@ -78,13 +91,21 @@ class ViT(Family):
             "positions": "fixed" if config.model_type == "vit_mae" else "learned",
         }
         try:
-            processor = AutoImageProcessor.from_pretrained(path, **hub)
+            processor = transformers.AutoImageProcessor.from_pretrained(path, **hub)
         except (OSError, ValueError):
             processor = None  # some publish none; then our defaults stand
         if processor is not None:
-            means, stds = processor.image_mean, processor.image_std
-            settings |= {"mean": list(means), "std": list(stds)}
-        return Start(settings, trunk_settings(config), model)
+            normal = processor.do_normalize
+            settings["mean"] = list(processor.image_mean) if normal else 0.0
+            settings["std"] = list(processor.image_std) if normal else 1.0
+        decoder = {}
+        if config.model_type == "vit_mae":
+            decoder = {
+                "decoder_width": config.decoder_hidden_size,
+                "decoder_depth": config.decoder_num_hidden_layers,
+                "decoder_heads": config.decoder_num_attention_heads,
+            }
+        return Start(settings, trunk_settings(config), model, decoder)
 
     def load(self, start: Start, objective: nn.Module) -> list[str]:
         backbone = objective.backbone
@@ -99,16 +120,31 @@ class ViT(Family):
             image.positions.table.copy_(place[image.leads :])
             image.projection.weight.copy_(state.pop(embeddings + "patch_embeddings.projection.weight").flatten(1))
             image.projection.bias.copy_(state.pop(embeddings + "patch_embeddings.projection.bias"))
-            if "decoder.mask_token" in state and self._same_decoder(objective, state):
-                self._load_decoder(state, objective)
+            if embeddings + "mask_token" in state:
+                image.hidden.copy_(state.pop(embeddings + "mask_token")[0, 0])
+            if "decoder.0.weight" in state and objective.head is not None:
+                objective.head.weight.copy_(state.pop("decoder.0.weight")[..., 0, 0])
+                objective.head.bias.copy_(state.pop("decoder.0.bias"))
+            decoder = getattr(objective, "decoder", None)
+            if "decoder.mask_token" in state and decoder is not None:
+                if self._decoder_size(start.model.config) == self._size(decoder):
+                    self._load_decoder(state, objective)
+                else:
+                    print("init_from: the decoder there has another size, so the decoder starts fresh", flush=True)
         return [k for k in state if "pooler" not in k]
 
     @staticmethod
-    def _same_decoder(objective: nn.Module, state: dict[str, Tensor]) -> bool:
-        embed = getattr(objective, "embed", None)
-        native = state["decoder.decoder_embed.weight"]
-        depth = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("decoder.decoder_layers."))
-        return embed is not None and embed.weight.shape == native.shape and objective.decoder.depth == depth
+    def _decoder_size(config) -> tuple[int, ...]:
+        return (
+            config.decoder_hidden_size,
+            config.decoder_num_hidden_layers,
+            config.decoder_num_attention_heads,
+            config.decoder_intermediate_size,
+        )
+
+    @staticmethod
+    def _size(decoder: nn.Module) -> tuple[int, ...]:
+        return decoder.width, decoder.depth, decoder.heads, decoder.blocks[0].mlp.up.out_features
 
     def _load_decoder(self, state: dict[str, Tensor], objective: nn.Module) -> None:
         decoder = {

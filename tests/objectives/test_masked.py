@@ -1,0 +1,132 @@
+"""Masked objectives: loss and every gradient as the native classes', with copied weights and the same masks."""
+
+import copy
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
+
+from encoders import Backbone, Encoder
+from encoders.native import Start, load, start_from
+from modalities import Image
+from objectives import MAE, Masked, masking
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
+DECODER = {
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 64,
+}
+TARGETS = {True: "normalised", False: "raw"}
+
+
+def randomised(model):
+    """Weights of a size at which every part of the model matters."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.train()  # neither has any dropout
+
+
+def objective_of(folder, kind, target, **settings):
+    """Our objective with the weights of a native checkpoint, and what it was started from."""
+    family, start = start_from(str(folder), "image")
+    image = Image(**start.modality, target=target)
+    objective = kind(Backbone(image, Encoder(**start.encoder)), **start.objective, **settings)
+    load(family, start, objective)
+    return family, objective
+
+
+def batch(image, samples=5):
+    torch.manual_seed(1)
+    pixels = torch.randn(samples, image.channels, *image.extent)
+    return pixels, image.cut(pixels) | {"seed": torch.randint(1 << 32, (samples,))}
+
+
+def assert_gradients_equal(family, objective, native):
+    """A gradient has the shape and the names of its weights, so the import of weights maps it to ours."""
+    gradients = copy.deepcopy(native)
+    with torch.no_grad():
+        for parameter, source in zip(gradients.parameters(), native.parameters(), strict=True):
+            parameter.copy_(torch.zeros_like(source) if source.grad is None else source.grad)
+    expected = copy.deepcopy(objective)
+    load(family, Start({}, {}, gradients), expected)
+    compared = 0
+    for (name, ours), theirs in zip(objective.named_parameters(), expected.parameters(), strict=True):
+        if ours.grad is None:  # fixed positions; MAE hides nothing in the encoder
+            assert not ours.requires_grad or name == "backbone.modality.hidden", name
+            continue
+        bound = 1e-4 * theirs.abs().max()
+        assert bound > 0 and (ours.grad - theirs).abs().max() <= bound, name
+        compared += 1
+    return compared
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("image_size, patch_size, channels", [(224, 16, 3), (32, 4, 3), (28, 4, 1)])
+def test_mae_has_loss_and_gradients_of_the_native_class(image_size, patch_size, channels, normalised, tmp_path):
+    config = ViTMAEConfig(
+        **SIZES,
+        **DECODER,
+        image_size=image_size,
+        patch_size=patch_size,
+        num_channels=channels,
+        norm_pix_loss=normalised,
+        mask_ratio=0.75,
+    )
+    native = randomised(ViTMAEForPreTraining(config))
+    native.save_pretrained(tmp_path)
+    family, objective = objective_of(tmp_path, MAE, TARGETS[normalised], mask_ratio=0.75)
+    pixels, view = batch(objective.backbone.modality)
+    # The native class keeps the lowest noise, ours drops the lowest keys.
+    noise = -masking.random(view, 3).argsort(1).argsort(1).float()
+
+    loss = objective([view])["loss"]
+    expected = native(pixels, noise=noise).loss
+    assert abs(loss - expected) <= 1e-5
+    loss.backward()
+    expected.backward()
+    parts = sum(p.requires_grad for p in objective.parameters()) - 1
+    assert assert_gradients_equal(family, objective, native) == parts
+
+
+@pytest.mark.parametrize("image_size, patch_size, channels", [(64, 16, 3), (32, 4, 3), (28, 4, 1)])
+def test_hiding_has_loss_and_gradients_of_the_native_class(image_size, patch_size, channels, tmp_path):
+    config = ViTConfig(
+        **SIZES, image_size=image_size, patch_size=patch_size, num_channels=channels, encoder_stride=patch_size
+    )
+    native = randomised(ViTForMaskedImageModeling(config))
+    native.save_pretrained(tmp_path)
+    family, objective = objective_of(tmp_path, Masked, "absolute", mask_ratio=0.6)
+    pixels, view = batch(objective.backbone.modality)
+    hidden = masking.hide(view, 0.6, "random", 3)
+
+    loss = objective([view])["loss"]
+    expected = native(pixels, bool_masked_pos=hidden).loss
+    assert abs(loss - expected) <= 1e-5
+    loss.backward()
+    expected.backward()
+    assert assert_gradients_equal(family, objective, native) == len(list(objective.parameters()))
+
+
+def test_dropped_pieces_are_neither_embedded_nor_seen():
+    torch.manual_seed(0)
+    objective = MAE(Backbone(Image(32, 4), Encoder(32, 2, 2)), decoder_width=32, decoder_depth=1)
+    _, view = batch(objective.backbone.modality)
+    embedded = []
+    objective.backbone.modality.projection.register_forward_hook(lambda _, inputs, __: embedded.append(inputs[0].shape))
+    features = objective([view])["features"]
+    assert embedded == [(5, 16, 48)]
+    dropped = masking.hide(view, 0.75, "random", 3)
+    noisy = view | {"data": torch.where(dropped[..., None], torch.randn_like(view["data"]), view["data"])}
+    assert torch.equal(objective([noisy])["features"], features)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5])
+@pytest.mark.parametrize("kind", [MAE, Masked])
+def test_a_ratio_out_of_range_is_refused(kind, ratio):
+    with pytest.raises(ValueError, match="mask_ratio.*between 0 and 1"):
+        kind(Backbone(Image(8, 4), Encoder(16, 1, 1)), mask_ratio=ratio)

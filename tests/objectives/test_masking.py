@@ -1,0 +1,123 @@
+"""Masks: exact numbers, whatever the packing; uniform; blocks are blocks and words are whole."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from objectives import masking
+
+KINDS = list(masking.MASKINGS)
+
+
+def grid(samples: int, *extent: int) -> dict[str, torch.Tensor]:
+    """A view of whole samples, one a row."""
+    torch.manual_seed(0)
+    position = torch.cartesian_prod(*(torch.arange(e) for e in extent)).view(1, -1, len(extent))
+    data = torch.zeros(samples, position.shape[1])
+    return {"data": data, "position": position, "seed": torch.randint(1 << 32, (samples,))}
+
+
+def packed(lengths: list[int], row: int) -> dict[str, torch.Tensor]:
+    """Samples of those lengths laid into rows of `row` pieces, in another order than the batch's."""
+    rows: list[list[int]] = [[]]
+    for sample in reversed(range(len(lengths))):
+        if sum(lengths[s] for s in rows[-1]) + lengths[sample] > row:
+            rows.append([])
+        rows[-1].append(sample)
+    shape = (len(rows), row)
+    segment, position = torch.zeros(shape, dtype=torch.long), torch.zeros(*shape, 1, dtype=torch.long)
+    slots = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for r, samples in enumerate(rows):
+        at = 0
+        for slot, sample in enumerate(samples):
+            here = slice(at, at + lengths[sample])
+            segment[r, here] = slots[r, slot] = sample + 1
+            position[r, here, 0] = torch.arange(lengths[sample])
+            at += lengths[sample]
+    torch.manual_seed(0)
+    seed = torch.randint(1 << 32, (len(lengths),))
+    return {"data": segment, "position": position, "segment": segment, "samples": slots, "seed": seed}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ratio", [0.1, 0.15, 0.3, 0.5, 0.6, 0.75, 0.9])
+@pytest.mark.parametrize("extent", [(10,), (8, 8), (5, 7)])
+def test_numbers_are_exact(extent, ratio, kind):
+    view = grid(6, *extent)
+    pieces = view["data"].shape[1]
+    hide = masking.hide(view, ratio, kind, 3)
+    assert (hide.sum(1) == pieces - int(pieces * (1 - ratio))).all()
+    every = torch.ones_like(hide)
+    assert torch.equal(masking.hide(view, ratio, kind, 3, every), hide)
+    some = torch.rand(hide.shape) < 0.5
+    chosen, count = masking.hide(view, ratio, kind, 3, some), some.sum(1)
+    assert not (chosen & ~some).any()
+    assert chosen.sum(1).tolist() == [n - int(n * (1 - ratio)) for n in count.tolist()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ratio", [0.15, 0.3, 0.75, 0.9])
+def test_a_mask_depends_on_the_seed_and_not_on_the_packing(ratio, kind):
+    lengths = [7, 12, 1, 10, 10, 3, 16, 2]
+    view = packed(lengths, 20)
+    hide = masking.hide(view, ratio, kind, 3)
+    assert not (hide & (view["segment"] == 0)).any()
+    for i, length in enumerate(lengths):
+        alone = grid(1, length) | {"seed": view["seed"][i : i + 1]}
+        assert torch.equal(hide[view["segment"] == i + 1], masking.hide(alone, ratio, kind, 3)[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.5, 0.75, 0.95])
+def test_split_loses_nothing(ratio, kind):
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        view = packed(random.integers(1, 15, 30).tolist(), 32)
+        last = F.pad(view["segment"][:, 1:] != view["segment"][:, :-1], (0, 1), value=True)
+        hide = masking.hide(view, ratio, kind, 3, (view["segment"] > 0) & ~last)  # a last token that never is hidden
+        index, valid, other, there = masking.split(view, hide, ratio)
+        parts = [torch.zeros_like(hide).scatter(1, i, v) for i, v in ((index, valid), (other, there))]
+        assert torch.equal(parts[0], hide)
+        assert torch.equal(parts[1], ~hide & (view["segment"] > 0))
+
+
+def test_every_place_is_hidden_as_often():
+    hide = masking.hide(grid(4000, 6, 6), 0.25, "random", 3).double()
+    assert (hide.mean(0) - 0.25).abs().max() < 5 * (0.25 * 0.75 / 4000) ** 0.5
+    assert len(torch.unique(hide, dim=0)) > 3990
+    together = torch.corrcoef(hide.T) - torch.eye(36)
+    assert (together + 1 / 35).abs().max() < 5 / 4000**0.5  # exact numbers alone correlate places
+
+
+def in_squares(cells: torch.Tensor, block: int) -> torch.Tensor:
+    """Which of the True cells lie in a square (or a span) of True cells; squares may stick out of the grid."""
+    dims = cells.ndim - 1
+    erode, dilate = (F.max_pool1d, F.max_pool2d)[dims - 1], (F.max_pool1d, F.max_pool2d)[dims - 1]
+    padded = F.pad(cells.float(), (block - 1,) * (2 * dims), value=1)[:, None]
+    whole = 1 - erode(1 - padded, block, 1)
+    return (dilate(F.pad(whole, (block - 1,) * (2 * dims)), block, 1)[:, 0] > 0)[
+        (slice(None), *[slice(block - 1, 1 - block)] * dims)
+    ] & cells
+
+
+@pytest.mark.parametrize("kind", ["block", "inverse_block"])
+@pytest.mark.parametrize("extent, block", [((14, 14), 3), ((9, 16), 4), ((60,), 5)])
+def test_blocks_are_squares_and_spans_but_for_the_last(extent, block, kind):
+    view = grid(40, *extent)
+    hide = masking.hide(view, 0.4 if kind == "block" else 0.6, kind, block).unflatten(1, extent)
+    cells = hide if kind == "block" else ~hide
+    rest = (cells & ~in_squares(cells, block)).flatten(1).sum(1)
+    assert (rest < block ** len(extent)).all()
+    loose = masking.hide(view, 0.4, "random", block).unflatten(1, extent)
+    assert in_squares(loose, block).sum() < 0.5 * in_squares(cells, block).sum()
+
+
+def test_pieces_of_a_group_are_hidden_together():
+    view = grid(50, 40)
+    words = torch.randint(1, 5, (50, 40)).cumsum(1) // 4
+    hide = masking.hide(view | {"group": words}, 0.3, "random", 3)
+    assert (hide.sum(1) == 12).all()
+    for sample, word in zip(hide, words, strict=True):
+        shares = [sample[word == w].double().mean().item() for w in word.unique()]
+        assert sum(0 < share < 1 for share in shares) <= 1  # the last one, for the exact number
