@@ -24,13 +24,14 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
 
     # Imported only now: arguments are refused in the time that torch takes.
     from encoders import native
-    from training import engine
+    from training import engine, log
     from training.data import load
     from training.loop import Loop, open_folder
 
     try:
         engine.settings(config.run, int(os.environ.get("WORLD_SIZE", 1)))
         engine.pick_device(config.run)
+        log.check(config.run)
         start = None
         if config.run.init_from:
             family, start = native.start_from(config.run.init_from, config.modality["name"])
@@ -38,7 +39,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
             config.encoder |= start.encoder
         modality = config.build_modality()
         rows = load(config.data, modality)
-        _, resumed = open_folder(config, int(os.environ.get("WORLD_SIZE", 1)))
+        _, resumed = open_folder(config)
         if resumed is not None:
             modality.load(str(resumed / "modality"))
         elif start is not None:
@@ -49,7 +50,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         if start is not None and resumed is None:
             native.load(family, start, objective)
         device = engine.start(config.run)
-        loop = Loop(config, objective, rows, device)
+        loop = Loop(config, objective, rows, device, resumed)
     except ValueError as error:
         raise UserError(one_line(error)) from error
     return loop.train()

@@ -49,7 +49,7 @@ class Ranks:
         end = time.monotonic() + seconds
         while any(p.exitcode is None for p in self.processes) and time.monotonic() < end:
             if any(p.exitcode for p in self.processes):
-                end = min(end, time.monotonic() + 3)
+                end = min(end, time.monotonic() + 1)
             self.processes[0].join(0.02) if self.processes[0].exitcode is None else time.sleep(0.02)
         self.kill()
         return [p.exitcode for p in self.processes]
@@ -78,6 +78,7 @@ def run_rank(file: str, function: str, arguments: dict, folder: str, rank: int, 
     os.dup2(output.fileno(), 2)
     sys.stdout = sys.stderr = output
     os.environ |= environment
+    multiprocessing.set_start_method("fork", force=True)  # what a program that was not forked has
     torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("under_test", file)
     module = importlib.util.module_from_spec(spec)

@@ -8,8 +8,8 @@
         modality/              processor or tokenizer
         manifest.json          size and SHA-256 of each of these
 
-It is written aside, synced, and renamed last, so that a folder of that name is whole unless the disk damaged it; then it
-is refused by name and the one before is used. Nothing is pickled.
+It is written aside, synced, and renamed last, so that a folder of that name is whole unless the disk damaged it; then
+it is refused by name and the one before is used. Nothing is pickled.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ import yaml
 from torch import Tensor
 
 PREFIX = "checkpoint-"
+NEEDED = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
 
 
 def write(
@@ -79,15 +80,17 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return "manifest.json is missing or unreadable"
-    for name, expected in manifest.items():
+    for name in (*NEEDED, *expected):
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["size"]:
-            return f"{name} has {file.stat().st_size} bytes, not {expected['size']}"
-        if digest(file) != expected["sha256"]:
+        size, sha256 = expected.get(name, (None, None))
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, not {size}"
+        if digest(file) != sha256:
             return f"{name} has another SHA-256"
     return None
 

@@ -1,8 +1,8 @@
 """The configuration: constructors' signatures are its only schema, jsonargparse its only reader.
 
-Four groups (`data`, `modality`, `encoder`, `objective`) beside the run's own options. A group given as one word sets its
-`name`: `--objective mae` is `--objective.name mae`, `objective: mae` in YAML likewise. Nothing is imported by a name in a
-config: names are those of the literal tables.
+Four groups (`data`, `modality`, `encoder`, `objective`) beside the run's own options. A group given as one word sets
+its `name`: `--objective mae` is `--objective.name mae`, `objective: mae` in YAML likewise. Nothing is imported by a
+name in a config: names are those of the literal tables.
 """
 
 import contextlib
@@ -40,6 +40,8 @@ FREE = {
     "deepspeed",
     "compile",
     "device",
+    "run_name",
+    "data.max_bad",
 }
 
 

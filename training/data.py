@@ -188,8 +188,9 @@ def _folder(path: Path, modality: Modality, files: list[Path] | None = None):
     }
     feature = getattr(datasets, modality.features[0])(decode=False)
     columns = {_name(modality): feature}
-    # Labels go by name: one table, the first split's, for all.
-    classes = sorted({Path(name).parts[-2] for _, name in next(iter(groups.values()))}) if depth == {1} else []
+    # Labels go by name: one table, the training split's, for all.
+    first = groups.get("train") or next(iter(groups.values()))
+    classes = sorted({Path(name).parts[-2] for _, name in first}) if depth == {1} else []
     if len(classes) > 1:
         columns["label"] = datasets.ClassLabel(names=classes)
     extra = _metadata(path, {name for _, name in found})
@@ -211,7 +212,7 @@ def _folder(path: Path, modality: Modality, files: list[Path] | None = None):
 
 
 def _metadata(path: Path, names: set[str]) -> dict[str, dict[str, Any]]:
-    """Columns of a `metadata.csv` or `.jsonl` by file name; rows without a file, and files without a row, are reported."""
+    """Columns of a `metadata.csv` or `.jsonl` by file name; files without a row, and the reverse, are reported."""
     import datasets
 
     for file in (path / "metadata.csv", path / "metadata.jsonl"):
@@ -327,30 +328,34 @@ class Order:
 class Samples(Dataset):
     """Reads, augments and collates whole micro-batches, in a worker. Unusable samples are replaced and named."""
 
-    def __init__(self, table, column: str, modality: Modality, views: tuple[View, ...], seed: int, max_bad: int):
+    def __init__(
+        self, table, column: str, modality: Modality, views: tuple[View, ...], seed: int, max_bad: int, numbers=None
+    ):
         self.table, self.column, self.modality = table, column, modality
         self.views, self.seed, self.max_bad = views, seed, max_bad
+        self.numbers = np.arange(len(table)) if numbers is None else numbers  # of the samples' rows in the data
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitems__(self, batch: list[tuple[int, int]]) -> dict[str, Any]:
         cells = self.table[[i for _, i in batch]][self.column]
-        made, bad = [], {}
+        made, bad, used = [], {}, []
         for (epoch, row), cell in zip(batch, cells, strict=True):
             seed = mix(self.seed, epoch + 1, row)
             for attempt in range(1, self.max_bad + 12):
                 try:
                     made.append(self._views(cell, seed))
+                    used.append(row)
                     break
                 except BadSample as error:
-                    bad[row] = (source(cell), str(error))
+                    bad[int(self.numbers[row])] = (source(cell), str(error))
                     row = mix(row, attempt) % len(self.table)
                     cell = self.table[row][self.column]
             else:
                 raise UserError(f"no usable sample in {attempt} tries; the last: {bad.popitem()[1]}")
         seeds = torch.tensor([mix(self.seed, epoch + 1, row) for epoch, row in batch])
-        identity = {"identity": torch.tensor([row for _, row in batch])}
+        identity = {"identity": torch.tensor(used)}
         views = [self.modality.collate([m[v] for m in made], seeds) for v in range(len(self.views))]
         return {"views": [identity | view for view in views], "bad": bad}
 
@@ -369,13 +374,18 @@ def source(cell: Any) -> str:
     return str(cell.get("path")) if isinstance(cell, dict) else str(cell)[:80]
 
 
+def as_it_is(batch):
+    return batch
+
+
 def loader(samples: Samples, batches, workers: int, device: torch.device) -> DataLoader:
     """Micro-batches in the order of `batches`, from `workers` processes."""
     return DataLoader(
         samples,
         batch_sampler=batches,
-        collate_fn=lambda batch: batch,
+        collate_fn=as_it_is,
         num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # what ZeRO-3 hangs on a module cannot be sent
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
         persistent_workers=False,

@@ -83,7 +83,7 @@ def settings(run: Run, ranks: int) -> dict[str, Any]:
         value = given.pop(key, "auto")
         if value != "auto" and not (isinstance(value, dict) and value.get("enabled", True) in (False, "auto")):
             raise UserError(f"deepspeed {key}: is set by {way}; leave it out of the DeepSpeed settings")
-    zero = given.setdefault("zero_optimization", {})
+    given["zero_optimization"] = zero = {k: v for k, v in given.get("zero_optimization", {}).items() if v != "auto"}
     stage = zero.setdefault("stage", 0)
     if stage == 3:
         # Persistent parameters stay stale in a teacher's forward.
@@ -147,7 +147,7 @@ class Engine:
         self.stage = config["zero_optimization"]["stage"]
         module = module.to(device)
         if run.compile:
-            module.compile(dynamic=False)
+            module.compile()  # shapes that vary (packed text) become dynamic at the second one
         self.trainable = [p for p in module.parameters() if p.requires_grad]
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer(run, module), config=config)
         self.module = module
@@ -163,7 +163,8 @@ class Engine:
         return self.engine(views)
 
     def backward(self, loss: torch.Tensor) -> None:
-        self.engine.backward(loss)
+        # A loss that is not finite makes the gradient so, on all ranks: then `step` changes no weight.
+        self.engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, math.nan))
 
     def step(self, rate: float) -> tuple[bool, float]:
         """Apply one micro-batch's turn of a step; at the boundary, the step. Returns (applied, gradient norm)."""
@@ -192,6 +193,13 @@ class Engine:
         parts = [torch.empty_like(values) for _ in range(self.ranks)]
         dist.all_gather(parts, values.contiguous())
         return torch.cat(parts)
+
+    def share(self, value: Any) -> list[Any]:
+        """Plain data of all ranks. It travels as JSON: the objects of `torch.distributed` are pickles."""
+        text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
+        lengths = self.gather(torch.tensor([len(text)], device=self.device)).tolist()
+        parts = self.gather(nn.functional.pad(text, (0, max(lengths) - len(text)))).cpu().view(self.ranks, -1)
+        return [json.loads(bytes(part[:n].tolist())) for part, n in zip(parts, lengths, strict=True)]
 
     def mean(self, value: torch.Tensor) -> float:
         value = value.detach().float().clone()

@@ -1,6 +1,7 @@
-"""Where figures go: `metrics.jsonl` always, trackers as asked, one progress bar (plain lines where there is no terminal)."""
+"""Where figures go: `metrics.jsonl` always, trackers as asked, one progress bar (plain lines without a terminal)."""
 
 import importlib.metadata
+import importlib.util
 import json
 import math
 import platform
@@ -10,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.config import Run
+from training.checkpoint import write_aside
+from training.config import Run, UserError
 
 PACKAGES = (
     "torch",
@@ -37,7 +39,7 @@ class Log:
         file = folder / "metrics.jsonl"
         if file.exists():  # a continued run writes again what came after its checkpoint
             lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            file.write_text("".join(line for line in lines if json.loads(line)["step"] <= first))
+            write_aside(file, "".join(line for line in lines if json.loads(line)["step"] <= first))
         self.file = open(file, "a")  # noqa: SIM115
         name = run.run_name or folder.name
         for tracker in run.trackers:
@@ -131,6 +133,13 @@ def _run_based(package: str):
 
 
 TRACKERS = {"tensorboard": _tensorboard, "wandb": _run_based("wandb"), "trackio": _run_based("trackio")}
+
+
+def check(run: Run) -> None:
+    """Refuse a tracker that is not installed, before anything is built."""
+    for tracker in run.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(f"report_to {tracker}: it is not installed; pip install {tracker}, or report_to none")
 
 
 def environment(data: dict[str, Any]) -> dict[str, Any]:

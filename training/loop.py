@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
@@ -35,10 +36,12 @@ def fingerprint(rows: Rows) -> str:
     return state.hexdigest()[:16]
 
 
-def open_folder(config: Config, ranks: int) -> tuple[Path, Path | None]:
+def open_folder(config: Config) -> tuple[Path, Path | None]:
     """The run's folder, and the checkpoint to continue from. Refuses a folder of anything else; makes none yet."""
     folder = Path(config.run.output_dir)
-    if not folder.exists() or not any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir {folder} is a file; choose a folder")
+    if not folder.exists() or all(f.name.endswith(".partial") for f in folder.iterdir()):
         return folder, None
     if not (folder / "config.yaml").is_file():
         raise UserError(f"output_dir {folder} holds other files; choose an empty or a new one")
@@ -61,15 +64,17 @@ def total_steps(config: Config, order: Order) -> int:
 class Loop:
     """One run. `train` runs it to its end, from the newest checkpoint if there is one."""
 
-    def __init__(self, config: Config, objective: Objective, rows: Rows, device: torch.device, samples=None):
+    def __init__(
+        self, config: Config, objective: Objective, rows: Rows, device: torch.device, start: Path | None = None
+    ):
         run = self.run = config.run
         self.config, self.rows, self.device = config, rows, device
         self.modality = objective.backbone.modality
         ranks = dist.get_world_size()
-        self.folder, self.start = open_folder(config, ranks)
+        self.folder, self.start = Path(run.output_dir), start
 
         training, evaluation = held_out(len(rows), config.data.eval_fraction)
-        self.table, self.eval_table = (self._samples(index) for index in (training, evaluation))
+        (self.table, self.numbers), (self.eval_table, self.eval_numbers) = map(self._samples, (training, evaluation))
         limit = config.data.max_bad if config.data.max_bad is not None else max(10, len(rows) // 100)
         self.max_bad = limit
         self.batch = global_batch(run, ranks)
@@ -81,18 +86,24 @@ class Loop:
         self.engine = Engine(objective, run, device)
         self.objective = objective
         self.step = self.applied = self.failed = 0
-        self.bad: dict[int, tuple[str, str]] = {}
+        self.bad: dict[int, tuple[str, str]] = {}  # known to all ranks
+        self.new: dict[int, tuple[str, str]] = {}  # found on this rank since
 
     def _samples(self, index):
-        table = self.modality.samples(self.rows.table.select(index), self.rows.column)
-        return table.select_columns([self.rows.column]) if self.rows.column in table.column_names else table
+        """Samples of those rows, and the number of each sample's row in the data."""
+        table = self.modality.samples(self.rows.table.select(index), self.rows.column) if len(index) else []
+        if not len(table):
+            return table, index
+        numbers = index[np.asarray(table["source_row"])] if "source_row" in table.column_names else index
+        return table.select_columns([self.rows.column]), numbers
 
     @property
     def first_rank(self) -> bool:
         return self.engine.rank == 0
 
     def _loader(self, table, batches, seed: int, workers: int):
-        samples = Samples(table, self.rows.column, self.modality, self.objective.views, seed, self.max_bad)
+        numbers = self.eval_numbers if table is self.eval_table else self.numbers
+        samples = Samples(table, self.rows.column, self.modality, self.objective.views, seed, self.max_bad, numbers)
         return loader(samples, batches, workers, self.device)
 
     def _prepare(self, views) -> list[dict[str, torch.Tensor]]:
@@ -127,11 +138,19 @@ class Loop:
         try:
             while self.step < self.steps:
                 asked = time.perf_counter()
-                micro = list(islice(feed, run.gradient_accumulation_steps))
+                try:
+                    micro = list(islice(feed, run.gradient_accumulation_steps))
+                except UserError as error:  # a worker's comes with its traceback
+                    raise UserError(str(error).rpartition("UserError: ")[2]) from None
                 waited += time.perf_counter() - asked
-                self._note_bad([m["bad"] for m in micro])
+                for part in micro:
+                    self.new |= part["bad"]
+                if self.engine.ranks == 1 or self.step % run.logging_steps == 0:
+                    self._note_bad()
                 loss, norm, rate = self._step(micro, monitor)
-                if self.step % run.logging_steps == 0 or self.step == self.steps:
+                last = self.step == self.steps
+                evaluating = last or run.eval_steps and self.step % run.eval_steps == 0
+                if self.step % run.logging_steps == 0 or evaluating:
                     now = time.perf_counter()
                     speed = (self.step - since) * self.batch / (now - clock)
                     figures = {
@@ -143,7 +162,7 @@ class Loop:
                         "samples_per_second": speed,
                         "data_wait": waited / (now - clock),
                     } | monitor.figures(self.step)
-                    if self.step % max(1, run.eval_steps) == 0 and run.eval_steps or self.step == self.steps:
+                    if evaluating:
                         figures |= self.evaluate()
                     self.log.write(self.step, figures)
                     self.log.progress(self.step, figures["loss"], rate, speed)
@@ -190,29 +209,31 @@ class Loop:
 
     def evaluate(self) -> dict[str, float]:
         """Mean loss on the held-out part, with the same views and masks every time."""
-        size = self.run.per_device_train_batch_size
-        whole = len(self.eval_table) // (size * self.engine.ranks)
-        if not whole:
+        size = min(self.run.per_device_train_batch_size, len(self.eval_table) // self.engine.ranks)
+        if not size:
             return {}
+        whole = len(self.eval_table) // (size * self.engine.ranks)
         share = range(self.engine.rank, whole * self.engine.ranks, self.engine.ranks)
         batches = [[(0, i) for i in range(b * size, (b + 1) * size)] for b in share]
         self.objective.eval()
+        losses = []
         with torch.no_grad():
-            losses = [
-                self.engine.forward(self._prepare(batch["views"]))["loss"].float()
-                for batch in self._loader(self.eval_table, batches, EVAL_SEED, 0)
-            ]
+            for batch in self._loader(self.eval_table, batches, EVAL_SEED, 0):
+                losses.append(self.engine.forward(self._prepare(batch["views"]))["loss"].float())
+                self.new |= batch["bad"]
         self.objective.train()
         return {"eval_loss": self.engine.mean(torch.stack(losses).mean())}
 
-    def _note_bad(self, found: list[dict[int, tuple[str, str]]]) -> None:
-        for row, (name, reason) in ((r, why) for batch in found for r, why in batch.items()):
-            if row in self.bad:
-                continue
-            self.bad[row] = (name, reason)
-            line = json.dumps({"source": name, "row": row, "reason": reason}) + "\n"
-            with open(self.folder / "bad_samples.jsonl", "a") as file:  # one write a line: ranks may share the file
-                file.write(line)
+    def _note_bad(self) -> None:
+        """Make what each rank found known to all, and write it down. All ranks take part."""
+        found = list(self.new.items())
+        if self.engine.ranks > 1:
+            found = [item for part in self.engine.share(found) for item in part]
+        found = {row: tuple(why) for row, why in found if row not in self.bad}
+        self.bad, self.new = self.bad | found, {}
+        if found and self.first_rank:
+            with open(self.folder / "bad_samples.jsonl", "a") as file:
+                file.write(bad_lines(found))
         if len(self.bad) > self.max_bad:
             row, (name, reason) = next(iter(self.bad.items()))
             raise UserError(
@@ -225,11 +246,15 @@ class Loop:
             self.folder.mkdir(parents=True, exist_ok=True)
             config = yaml.safe_dump(checkpoint.plain(self.config.to_dict()), sort_keys=False)
             data = {"name": str(self.config.data.name), "rows": len(self.rows), "fingerprint": self.fingerprint}
-            checkpoint.write_aside(self.folder / "environment.json", json.dumps(environment(data), indent=1))
+            # The configuration first: a folder with other files but without it is taken for somebody else's.
             checkpoint.write_aside(self.folder / "config.yaml", config)
+            checkpoint.write_aside(self.folder / "environment.json", json.dumps(environment(data), indent=1))
+            if self.bad or (self.folder / "bad_samples.jsonl").exists():  # without what came after the checkpoint
+                checkpoint.write_aside(self.folder / "bad_samples.jsonl", bad_lines(self.bad))
         dist.barrier()
 
     def save(self) -> None:
+        self._note_bad()
         weights, moments = self.engine.tensors()
         if self.first_rank:
             state = {
@@ -253,12 +278,14 @@ class Loop:
                 f"was {state['data']}); give the same data, or another output_dir"
             )
         if state["batch"] != self.batch:
+            share, rest = divmod(state["batch"], self.engine.ranks)
+            way = f"set per_device_train_batch_size × gradient_accumulation_steps to {share}"
             raise UserError(
-                f"{folder} was trained with {state['batch']} samples a step, now it would be {self.batch}; set "
-                f"per_device_train_batch_size × gradient_accumulation_steps to {state['batch'] // self.engine.ranks}"
+                f"{folder} was trained with {state['batch']} samples a step, now it would be {self.batch}; "
+                + (way if not rest else f"{self.engine.ranks} ranks do not divide that")
             )
         if self.engine.stage:
-            _, micro = 0, next(self.order.micro_batches(0, 1, 1, self.engine.rank, self.engine.ranks))
+            micro = next(self.order.micro_batches(0, 1, 1, self.engine.rank, self.engine.ranks))
             micro = micro[: self.run.per_device_train_batch_size]
             batch = next(iter(self._loader(self.table, [micro], self.run.seed, 0)))
             self.engine.dry_step(self._prepare(batch["views"]))
@@ -267,3 +294,8 @@ class Loop:
         self.bad = {int(row): tuple(why) for row, why in state["bad"].items()}
         if self.first_rank:
             print(f"continuing from {folder}: step {self.step} of {self.steps}")
+
+
+def bad_lines(bad: dict[int, tuple[str, str]]) -> str:
+    rows = ({"source": name, "row": row, "reason": reason} for row, (name, reason) in bad.items())
+    return "".join(json.dumps(row) + "\n" for row in rows)

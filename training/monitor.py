@@ -48,7 +48,7 @@ class Monitor:
 
     def figures(self, step: int) -> dict[str, float]:
         """Figures now. After `alarm` returned a text once, it stays silent."""
-        if not self.recent:
+        if not self.recent or not all(features.isfinite().all() for features in self.recent):
             return {}
         self.last = collapse_figures(torch.cat(list(self.recent)))
         self.low = self.low + 1 if self.collapsed and step > 0.05 * self.steps else 0

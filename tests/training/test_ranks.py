@@ -63,7 +63,7 @@ def run_steps(loop, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
 def train_cell(modality: str, objective: str, folder: str, stages) -> dict:
     """Five steps of SGD at each stage, with and without accumulation; at the first stage 20 of AdamW."""
     made = {}
-    sgd = {"optim": "sgd", "learning_rate": 0.02, "warmup_steps": 0.0, "max_grad_norm": 0.0, "weight_decay": 0.0}
+    sgd = {"optim": "sgd", "learning_rate": 2e-3, "warmup_steps": 0.0, "max_grad_norm": 0.0, "weight_decay": 0.0}
     for stage in stages:
         for accumulation in (1, 2):
             options = sgd | {"max_steps": 5, "gradient_accumulation_steps": accumulation}
@@ -101,7 +101,7 @@ def test_two_ranks_are_one(cell, modality, objective, stage):
         one = alone[f"0 {accumulation}"]
         for two in (rank[f"{stage} {accumulation}"] for rank in pair):
             assert two["losses"][0] == pytest.approx(one["losses"][0], rel=1e-6, abs=1e-6)
-            assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+            assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
             assert distance(two["gradients"], one["gradients"]) < 1e-5
             assert two["weights"].keys() == one["weights"].keys()
             worst = max((two["weights"][k].float() - one["weights"][k].float()).abs().max() for k in one["weights"])
@@ -234,8 +234,8 @@ def test_nt_xent_gathers_values_and_gradients(launch):
     torch.testing.assert_close(torch.cat([g for _, g in parts], dim=1) / 2, gradient, atol=1e-7, rtol=1e-5)
 
 
-def test_functional_call_of_a_teacher_is_not_needed():
-    """A teacher outside an engine is a plain module: its average is the closed form."""
+def test_teacher_has_its_half_life():
+    """After one half-life of samples the teacher is halfway between where it was and where the student is."""
     student = nn.Linear(3, 2)
     teacher = Teacher(student, half_life=8.0)
     start = {k: v.clone() for k, v in teacher[0].named_parameters()}

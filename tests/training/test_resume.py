@@ -1,0 +1,293 @@
+"""Killed anywhere, the same command goes on by itself, and ends bit for bit where an undisturbed run does."""
+
+import functools
+import importlib
+import json
+import os
+import pickle
+import random
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import support
+
+from training import checkpoint
+from training.config import UserError
+
+STEPS = 9
+
+
+def command(folder, data, ranks: int = 1, stage: int = 0, **more) -> list[str]:
+    options = {
+        "output_dir": folder,
+        "data": data,
+        "modality.image_size": 8,
+        "modality.patch_size": 4,
+        "encoder.width": 32,
+        "encoder.depth": 1,
+        "encoder.heads": 2,
+        "objective": "byol",
+        "objective.head_hidden": 32,
+        "objective.head_out": 16,
+        "per_device_train_batch_size": 8 // ranks,
+        "max_steps": STEPS,
+        "save_steps": 3,
+        "logging_steps": 1,
+        "eval_steps": 2,
+        "data.eval_fraction": 0.2,
+        "deepspeed": support.ROOT / f"configs/deepspeed/zero{stage}.json",
+        "report_to": "none",
+        "device": "cpu",
+    } | {key.replace("__", "."): value for key, value in more.items()}
+    return [part for key, value in options.items() for part in (f"--{key}", str(value))]
+
+
+def train(argv: list[str], kill: str | None = None, count: int = 1) -> None:
+    """The command line; SIGKILL at the `count`th call of the function `kill` ("module:name"), on the rank that calls."""
+    import train
+
+    if kill is not None:
+        module, _, name = kill.partition(":")
+        *owner, name = name.split(".")
+        owner = functools.reduce(getattr, owner, importlib.import_module(module))
+        original, calls = getattr(owner, name), []
+
+        def counted(*args, **kwargs):
+            calls.append(0)
+            if len(calls) == count:
+                if name == "save_file":  # half of the file is on the disk
+                    original(*args, **kwargs)
+                    os.truncate(args[1], os.path.getsize(args[1]) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        setattr(owner, name, counted)
+    train.main(argv)
+
+
+def outcome(folder) -> tuple[bytes, bytes, list]:
+    """Final weights, moments, and the log without clocks."""
+    last = Path(folder) / f"checkpoint-{STEPS}"
+    timed = {"samples_per_second", "data_wait", "rankme", "rankme_share", "mean_cosine", "feature_deviation"}
+    log = [{k: v for k, v in line.items() if k not in timed} for line in support.metrics(folder)]
+    return (last / "model.safetensors").read_bytes(), (last / "optimizer.safetensors").read_bytes(), log
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return support.write_pictures(tmp_path_factory.mktemp("data") / "pictures", 48)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(launch, data, tmp_path_factory):
+    @functools.cache
+    def get(ranks: int, stage: int):
+        folder = tmp_path_factory.mktemp("undisturbed") / "run"
+        launch(train, ranks, argv=command(folder, data, ranks, stage)).results()
+        return folder
+
+    return get
+
+
+KILLS = {
+    "in a step": ("training.engine:Engine.step", random.Random(0).randrange(2, STEPS)),
+    "in the forward of the first step": ("training.engine:Engine.forward", 1),
+    "half of the second checkpoint's weights written": ("safetensors.torch:save_file", 3),
+    "half of the moments written": ("safetensors.torch:save_file", 4),
+    "before the manifest is synced": ("training.checkpoint:sync", 16),
+    "before a checkpoint gets its name": ("os:rename", 2),
+    "before old checkpoints are deleted": ("training.checkpoint:prune", 2),
+    "at start-up, in an empty folder": ("training.checkpoint:write_aside", 1),
+    "at start-up, configuration half-written": ("os:replace", 1),
+    "at start-up, before the environment is written": ("training.checkpoint:write_aside", 2),
+    "at start-up, before the log is open": ("training.log:Log.__init__", 1),
+    "after the last checkpoint": ("training.loop:Log.close", 1),
+}
+
+
+@pytest.mark.parametrize("where", KILLS)
+def test_killed_is_as_not_killed(launch, undisturbed, data, tmp_path, where):
+    kill, count = KILLS[where]
+    argv = command(tmp_path / "run", data)
+    assert launch(train, 1, argv=argv, kill=kill, count=count).wait() == [-signal.SIGKILL]
+    launch(train, 1, argv=argv).results()
+    assert outcome(tmp_path / "run") == outcome(undisturbed(1, 0))
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_two_ranks_killed_again_and_again(launch, undisturbed, data, tmp_path, stage):
+    argv = command(tmp_path / "run", data, 2, stage)
+    for kill, count in (
+        ("training.checkpoint:write_aside", 2),
+        ("training.engine:Engine.step", 5),
+        ("os:rename", 1),
+        ("safetensors.torch:save_file", 2),
+    ):
+        assert -signal.SIGKILL in launch(train, 2, argv=argv, kill=kill, count=count).wait()
+    launch(train, 2, argv=argv).results()
+    assert outcome(tmp_path / "run") == outcome(undisturbed(2, stage))
+
+
+def test_killed_while_the_log_is_rewritten(launch, undisturbed, data, tmp_path):
+    argv = command(tmp_path / "run", data)
+    launch(train, 1, argv=argv, kill="training.engine:Engine.step", count=6).wait()
+    # config, environment, then the log
+    assert launch(train, 1, argv=argv, kill="os:replace", count=3).wait() == [-signal.SIGKILL]
+    launch(train, 1, argv=argv).results()
+    assert outcome(tmp_path / "run") == outcome(undisturbed(1, 0))
+
+
+def test_a_finished_run_is_left_alone(launch, undisturbed, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed(1, 0), folder)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    again = launch(train, 1, argv=command(folder, data))
+    again.results()
+    assert "nothing to do" in again.output()
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
+def test_any_damage_is_found_and_named(undisturbed, tmp_path, how):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed(1, 0), folder)
+    newest, before = checkpoint.folders(folder)
+    assert checkpoint.newest(folder) == newest
+    for file in [p for p in newest.rglob("*") if p.is_file()]:
+        whole = file.read_bytes()
+        damage(file, how)
+        said = []
+        assert checkpoint.newest(folder, said.append) == before, file
+        assert len(said) == 1 and newest.name in said[0], said
+        # A manifest that was changed accuses a file that was not.
+        assert file.name in said[0] or file.name == "manifest.json", said
+        file.write_bytes(whole)
+    assert checkpoint.newest(folder) == newest
+
+
+def damage(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "delete":
+        file.unlink()
+    elif how == "truncate":
+        file.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+def test_every_byte_of_the_manifest_counts(undisturbed, tmp_path):
+    folder = tmp_path / "checkpoint-9"
+    shutil.copytree(undisturbed(1, 0) / "checkpoint-9", folder)
+    whole = (folder / "manifest.json").read_bytes()
+    for i in range(len(whole)):
+        changed = bytearray(whole)
+        changed[i] ^= 1
+        (folder / "manifest.json").write_bytes(changed)
+        assert checkpoint.damage(folder) is not None, whole[max(0, i - 10) : i + 10]
+    for content in ("[]", "{}", "null", '{"model.safetensors": 1}'):
+        (folder / "manifest.json").write_text(content)
+        assert checkpoint.damage(folder) is not None
+
+
+def test_the_one_before_a_damaged_checkpoint_is_used(launch, undisturbed, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed(1, 0), folder)
+    damage(folder / f"checkpoint-{STEPS}" / "optimizer.safetensors", "flip")
+    again = launch(train, 1, argv=command(folder, data))
+    again.results()
+    assert f"checkpoint-{STEPS} is damaged (optimizer.safetensors has another SHA-256)" in again.output()
+    assert "continuing from" in again.output() and "step 6 of 9" in again.output()
+    assert outcome(folder) == outcome(undisturbed(1, 0))
+
+
+def test_other_settings_are_refused_by_name(undisturbed, data, tmp_path):
+    import train
+
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed(1, 0), folder)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    argv = command(folder, data, learning_rate=1e-4, encoder__width=64)
+    with pytest.raises(SystemExit, match="other settings.*encoder.width, learning_rate") as refused:
+        train.main(argv)
+    assert "\n" not in refused.value.code
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_other_data_and_another_batch_are_refused(launch, undisturbed, data, tmp_path):
+    folder, other = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(undisturbed(1, 0), folder)
+    refused = launch(train, 1, argv=command(folder, data, per_device_train_batch_size=7))
+    assert refused.wait() == [1]
+    assert "trained with 8 samples a step, now it would be 7" in refused.output()
+    shutil.copytree(data, other)
+    (other / "000.png").unlink()
+    config = (folder / "config.yaml").read_text().replace(str(data), str(other))
+    (folder / "config.yaml").write_text(config)
+    refused = launch(train, 1, argv=command(folder, other))
+    assert refused.wait() == [1]
+    assert "fingerprint" in refused.output()
+
+
+def test_no_pickle_is_opened(launch, undisturbed, data, tmp_path):
+    folder, marker = tmp_path / "run", tmp_path / "executed"
+    shutil.copytree(undisturbed(1, 0), folder)
+    shutil.rmtree(folder / f"checkpoint-{STEPS}")
+    newest = folder / "checkpoint-6"
+    payload = pickle.dumps(Payload(str(marker)))
+    for name in ("optimizer.bin", "pytorch_model.bin", "model.pt", "latest", "rng_state.pth", "training_args.bin"):
+        (newest / name).write_bytes(payload)
+        (folder / name).write_bytes(payload)
+    launch(train, 1, argv=command(folder, data)).results()
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml"):  # even with a right hash
+        (newest / name).write_bytes(payload)
+    shutil.rmtree(folder / f"checkpoint-{STEPS}")
+    files = [p for p in newest.rglob("*") if p.is_file() and p.name != "manifest.json"]
+    manifest = {str(p.relative_to(newest)): {"size": p.stat().st_size, "sha256": checkpoint.digest(p)} for p in files}
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    assert checkpoint.newest(folder) == newest
+    assert launch(train, 1, argv=command(folder, data)).wait() != [0]
+    assert not marker.exists()
+    pickle.loads(payload)
+    assert marker.exists(), "the payload is harmless, so this test shows nothing"
+
+
+class Payload:
+    def __init__(self, marker: str):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.marker),)
+
+
+def test_product_code_reads_no_pickle_and_runs_no_code_of_others():
+    forbidden = re.compile(
+        r"pickle\.load|torch\.load\(|weights_only\s*=\s*False|trust_remote_code\s*=\s*True|yaml\.(load|unsafe_load)\("
+        r"|(?<![\w.])(eval|exec)\(|joblib|allow_pickle\s*=\s*True|all_gather_object|broadcast_object|__reduce__"
+    )
+    files = [
+        p
+        for p in support.ROOT.rglob("*.py")
+        if not {"tests", ".venv", "build"} & set(p.relative_to(support.ROOT).parts)
+    ]
+    assert len(files) > 30
+    found = [
+        f"{p.relative_to(support.ROOT)}:{n}: {line.strip()}"
+        for p in files
+        for n, line in enumerate(p.read_text().splitlines(), 1)
+        if forbidden.search(line)
+    ]
+    assert not found, found
+
+
+def test_write_aside_leaves_no_half_file(tmp_path, monkeypatch):
+    file = tmp_path / "config.yaml"
+    checkpoint.write_aside(file, "old")
+    monkeypatch.setattr(checkpoint, "sync", lambda path: (_ for _ in ()).throw(UserError("disk full")))
+    with pytest.raises(UserError):
+        checkpoint.write_aside(file, "new")
+    assert file.read_text() == "old"
