@@ -23,12 +23,11 @@ class Backbone(nn.Module):
     Args:
         modality: the adapter; its parameters are made here.
         encoder: the shared transformer.
-        sizes: relative sizes of the views beside the full one.
     """
 
-    def __init__(self, modality: Modality, encoder: Encoder, sizes: tuple[float, ...] = ()):
+    def __init__(self, modality: Modality, encoder: Encoder):
         super().__init__()
-        modality.build(encoder.width, sizes)
+        modality.build(encoder.width)
         self.modality = modality
         self.encoder = encoder
 

@@ -111,9 +111,8 @@ class Audio(Grid):
         """A smaller view is shorter; it has all frequencies."""
         return self.grid[0], max(1, round(self.grid[1] * size))
 
-    def build(self, width: int, sizes: tuple[float, ...] = ()) -> None:
-        """Make the parameters. A shorter view lies at the head of the window, so further `sizes` need no places."""
-        super().build(width)
+    def expect(self, views: tuple[View, ...]) -> None:
+        """A shorter view lies at the head of the window, so it needs no places of its own."""
 
     def fit(self, rows, column: str) -> None:
         """Mean and deviation of the log-mel values of some rows, without padding, where the settings give none."""

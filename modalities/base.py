@@ -95,9 +95,12 @@ class Modality(nn.Module):
         """On the device, without gradient: what `collate` made -> `data [r n *p]` and `position`."""
         return view
 
-    def build(self, width: int, sizes: tuple[float, ...] = ()) -> None:
-        """Make the parameters, for tokens of `width` and views of the further `sizes`."""
+    def build(self, width: int) -> None:
+        """Make the parameters, for tokens of `width`."""
         raise NotImplementedError
+
+    def expect(self, views: tuple[View, ...]) -> None:
+        """Told by an objective, after `build`, of the views that will come: those of other sizes need places."""
 
     def lead(self) -> Float[Tensor, "l d"]:
         """The tokens at the head of each sample that stand for no piece."""
@@ -164,15 +167,17 @@ class Grid(Modality):
         """The grid, in pieces, of a view whose sides are `size` of the full one's."""
         return tuple(max(1, round(g * size)) for g in self.grid)
 
-    def build(self, width: int, sizes: tuple[float, ...] = ()) -> None:
-        smaller = tuple(sorted({self.scaled(s) for s in sizes} - {self.grid}, reverse=True))
+    def build(self, width: int) -> None:
         self.projection = nn.Linear(self.values, width)
-        self.positions = Positions(self.grid, width, self.learned_positions, smaller)
+        self.positions = Positions(self.grid, width, self.learned_positions)
         # A lead's place is kept apart from its content, as the native classes do.
         self.lead_content = nn.Parameter(torch.empty(self.leads, width))
         self.lead_place = nn.Parameter(torch.zeros(self.leads, width), requires_grad=self.learned_positions)
         self.hidden = nn.Parameter(torch.empty(width))
         self.reset_parameters()
+
+    def expect(self, views: tuple[View, ...]) -> None:
+        self.positions.sizes = tuple(sorted({self.scaled(v.size) for v in views} - {self.grid}, reverse=True))
 
     def reset_parameters(self) -> None:
         """Xavier for the projection, normal (0.02) for leads and the hidden token, as in MAE."""
@@ -201,7 +206,9 @@ class Grid(Modality):
         return self.positions(position)
 
     def places(self, width: int) -> nn.Module:
-        return Positions(self.grid, width, sizes=self.positions.sizes)
+        places = Positions(self.grid, width)
+        places.sizes = self.positions.sizes
+        return places
 
     def head(self, width: int) -> nn.Module:
         return nn.Linear(width, self.values)

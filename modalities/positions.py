@@ -33,16 +33,15 @@ class Positions(nn.Module):
         extent: length of each axis of the full view, in pieces.
         width: width of a place.
         learned: train the table (it starts as sin-cos) instead of keeping it fixed.
-        sizes: further view sizes, each a fraction of the full one. Their grids lie below the full grid on the first
-            axis (see `offset`), and their places are interpolated bicubically from the full table, as the native
-            classes do it.
+
+    `sizes` are the grids of further views. They lie below the full grid on the first axis (see `offset`), and their
+    places are interpolated bicubically from the full table, as the native classes do it.
     """
 
-    def __init__(
-        self, extent: tuple[int, ...], width: int, learned: bool = False, sizes: tuple[tuple[int, ...], ...] = ()
-    ):
+    def __init__(self, extent: tuple[int, ...], width: int, learned: bool = False):
         super().__init__()
-        self.extent, self.sizes = tuple(extent), tuple(sizes)
+        self.extent: tuple[int, ...] = tuple(extent)
+        self.sizes: tuple[tuple[int, ...], ...] = ()
         self.table = nn.Parameter(sincos(extent, width), requires_grad=learned)
 
     def offset(self, size: tuple[int, ...]) -> int:

@@ -181,7 +181,7 @@ class Text(Modality):
         packed["position"] = packed["position"][..., None]
         return packed | {"seed": seed, "identity": torch.stack([s["identity"] for s in samples])}
 
-    def build(self, width: int, sizes: tuple[float, ...] = ()) -> None:
+    def build(self, width: int) -> None:
         """Word, position and token type tables, as RoBERTa's: places are counted from the one after the padding's."""
         tokenizer = self.processor()
         self.words = nn.Embedding(self.rows, width, padding_idx=self.padding)

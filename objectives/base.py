@@ -43,6 +43,7 @@ class Objective(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.views = views
+        backbone.modality.expect(views)
         self.head: nn.Module | None = None  # on the encoder's own pieces; the native class carries it, if it can
 
     def represent(self, views: Batch) -> dict[str, Tensor]:

@@ -193,8 +193,7 @@ class Config:
         """The objective with its backbone, initialised from the run's seed."""
         torch.manual_seed(self.run.seed)
         cls, settings = OBJECTIVES[self.objective["name"]], without_name(self.objective)
-        sizes = getattr(cls, "sizes", lambda **_: ())(**settings)
-        return cls(Backbone(modality, Encoder.preset(**self.encoder), sizes), **settings)
+        return cls(Backbone(modality, Encoder.preset(**self.encoder)), **settings)
 
     def check(self) -> "Config":
         """Refuse wrong values before anything heavy: build all but the data's part, without memory."""

@@ -227,7 +227,8 @@ def test_stretch_moves_the_end():
 
 def test_shorter_views_lie_at_the_head_of_the_window():
     modality = Audio(seconds=1.0, tile=(32, 4), **STATISTICS)
-    modality.build(8, sizes=(0.4,))
+    modality.build(8)
+    modality.expect((View(size=0.4),))
     view = prepared(modality, [encoded(tone(1.0))], View(scale=(0.1, 0.4), size=0.4, strength="strong"))
     assert view["data"].shape[1] == 4 * 10
     assert view["position"].amax(1).tolist() == [[3, 9]]
