@@ -245,6 +245,7 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
         if names[group] not in table:
             raise UserError(f"{group} {names[group]!r} is not one of {', '.join(table)}{nearest(names[group], table)}")
     parser = schema(names["modality"], names["objective"], program)
+    argv = with_values(argv, [f.name for f in dataclasses.fields(Run) if f.type is bool])
     known = {action.dest for action in parser._actions}
     for key in flatten(given):
         if key not in known and not any(key.startswith(f"{whole}.") for whole in ("deepspeed",)):
@@ -338,6 +339,16 @@ def peek(argv: list[str], option: str) -> str | None:
         elif here.startswith(option + "="):
             value = here.split("=", 1)[1]
     return value
+
+
+def with_values(argv: list[str], switches: list[str]) -> list[str]:
+    """`--bf16` alone means `--bf16 true`."""
+    result = []
+    for argument, following in zip(argv, [*argv[1:], "--"], strict=False):
+        result.append(argument)
+        if argument.removeprefix("--") in switches and argument.startswith("--") and following.startswith("--"):
+            result.append("true")
+    return result
 
 
 def nearest(word: str, known, dashes: str = "") -> str:
