@@ -1,7 +1,7 @@
 """Export: a run -> a folder (or a hub repository) that stock `transformers` loads.
 
 python export.py runs/mine --to exported
-python export.py runs/mine --push me/my-encoder --private true
+python export.py runs/mine --push me/my-encoder --private
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Literal
 
 import yaml
 
-from training.config import UserError, one_line
+from training.config import UserError, one_line, with_values
 
 
 def export(
@@ -79,10 +79,10 @@ def card(config, family, model, checkpoint: Path, weights: str, name: str | None
         library_name="transformers",
         pipeline_tag=family.pipeline_tag(model),
         tags=["self-supervised", objective, modality],
-        base_model=start if start and not Path(start).exists() else None,
+        base_model=start if start and not is_local(start) else None,
     )
     used = yaml.safe_load((checkpoint / "config.yaml").read_text())
-    settings = yaml.safe_dump({k: v for k, v in used.items() if k != "output_dir"}, sort_keys=False)
+    settings = yaml.safe_dump(public({k: v for k, v in used.items() if k != "output_dir"}), sort_keys=False)
     where = name or "path/to/this/folder"
     text = f"""---
 {data.to_yaml()}
@@ -104,7 +104,7 @@ The classification head is new: fine-tune it, with the encoder, on your labels.
 
 ## Training
 
-Data: `{config.data.name}`. Checkpoint: `{checkpoint.name}`. All settings:
+Data: `{public(config.data.name)}`. Checkpoint: `{checkpoint.name}`. All settings:
 
 ```yaml
 {settings}```
@@ -112,23 +112,43 @@ Data: `{config.data.name}`. Checkpoint: `{checkpoint.name}`. All settings:
     return ModelCard(text)
 
 
+def is_local(name: str) -> bool:
+    return name.startswith(("/", "~", ".")) or Path(name).exists()
+
+
+def public(value):
+    """Settings as a card may show them: of a path on this machine, the last part."""
+    if isinstance(value, dict):
+        return {key: public(item) for key, item in value.items()}
+    return Path(value).name if isinstance(value, str) and is_local(value) else value
+
+
 def check_rights(repository: str) -> None:
-    """Refuse early what the hub would refuse late."""
+    """Refuse early what the hub would refuse late. A hub that does not answer now may do so after the export."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     if repository.count("/") != 1:
         raise UserError(f"--push {repository}: a repository is named user/name")
     try:
         user = HfApi().whoami()
-    except Exception as error:
+    except LocalTokenNotFoundError as error:
+        raise UserError(f"--push {repository}: no token; run `hf auth login`, or set HF_TOKEN") from error
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (401, 403):
+            return
         raise UserError(
-            f"--push {repository}: the hub did not accept a token ({one_line(error)[:100]}); run `hf auth login`, or "
-            "check the network"
+            f"--push {repository}: the hub does not accept the token ({one_line(error)[:100]}); "
+            "run `hf auth login`, or set HF_TOKEN"
         ) from error
+    except Exception:  # of httpx, of sockets, of offline mode: `upload` reports them, with the folder complete
+        return
     owner = repository.split("/")[0]
     names = {user["name"], *(o["name"] for o in user.get("orgs", []))}
     if owner not in names:
         raise UserError(f"--push {repository}: the token may write to {', '.join(sorted(names))}, not to {owner}")
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UserError(f"--push {repository}: the token may only read; make one that may write, and `hf auth login`")
 
 
 def upload(folder: Path, repository: str, private: bool) -> None:
@@ -141,7 +161,7 @@ def upload(folder: Path, repository: str, private: bool) -> None:
     except Exception as error:
         raise UserError(
             f"--push {repository}: {one_line(error)[:200]}; {folder} is complete, so retry with: "
-            f"hf upload {repository} {folder} ."
+            f"hf upload {repository} {folder} .{' --private' if private else ''}"
         ) from error
     print(f"pushed to {repository}")
 
@@ -149,6 +169,7 @@ def upload(folder: Path, repository: str, private: bool) -> None:
 def main(argv: list[str] | None = None) -> None:
     from jsonargparse import auto_cli
 
+    argv = with_values(sys.argv[1:] if argv is None else argv, ["private"])
     try:
         auto_cli(export, args=argv, as_positional=True)
     except (UserError, ValueError) as error:

@@ -1,0 +1,297 @@
+"""Exports: stock `transformers` loads them, sees our pictures as we do, and computes what we compute."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from finished import finished
+from PIL import Image as pillow
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    ViTModel,
+)
+
+import export as module
+from export import export
+from modalities import EVALUATION
+from training.config import UserError
+
+FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+SQUARE = {"image_size": 16, "patch_size": 4, "channels": 3}
+
+
+@pytest.fixture(scope="module")
+def mae(tmp_path_factory):
+    """An export of MAE's encoder, and the objective it came from."""
+    run = tmp_path_factory.mktemp("mae")
+    _, objective = finished("image", "mae", run, SQUARE)
+    return export(run), objective
+
+
+def picture(mode: str, size: tuple[int, int]) -> pillow.Image:
+    random = np.random.default_rng(0)
+    if mode == "P+transparency":
+        made = picture("RGB", size).quantize(16)
+        made.info["transparency"] = 3
+        return made
+    bands = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode if mode != "P" else "RGB"]
+    array = random.integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
+    made = pillow.fromarray(array[..., 0] if bands == 1 else array, "RGB" if mode == "P" else mode)
+    return made.quantize(32) if mode == "P" else made
+
+
+def stored(made: pillow.Image) -> bytes:
+    file = io.BytesIO()
+    made.save(file, "TIFF" if made.mode == "CMYK" else "PNG")
+    return file.getvalue()
+
+
+def evaluation_view(image, contents: list[bytes]) -> torch.Tensor:
+    """Pixels as our evaluation view has them, pieces put together again."""
+    samples = [image.view(image.read({"bytes": c, "path": None}), EVALUATION, 0) for c in contents]
+    data = image.prepare(image.collate(samples, torch.zeros(len(samples), dtype=torch.long)))["data"]
+    (rows, columns), (height, width) = image.grid, image.tile
+    pieces = data.view(-1, rows, columns, image.channels, height, width)
+    return pieces.permute(0, 3, 1, 4, 2, 5).reshape(-1, image.channels, *image.extent)
+
+
+def hidden_states(objective, pixels: torch.Tensor) -> list[torch.Tensor]:
+    backbone = objective.backbone
+    view = backbone.modality.cut(pixels) | {"seed": torch.zeros(len(pixels), dtype=torch.long)}
+    with torch.no_grad():
+        return backbone.encoder(backbone.tokens(view)[0], every_layer=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [SQUARE, {"image_size": [8, 16], "patch_size": 4, "positions": "learned"}, {"image_size": 32, "patch_size": 16}],
+)
+@pytest.mark.parametrize("objective", ["mae", "masked", "simclr"])
+def test_hidden_states_are_ours(objective, settings, tmp_path):
+    _, ours = finished("image", objective, tmp_path, settings | {"channels": 3})
+    folder = export(tmp_path)
+    native, info = ViTModel.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    pixels = torch.randn(3, 3, *ours.backbone.modality.extent)
+    with torch.no_grad():
+        output = native.eval()(pixels, output_hidden_states=True)
+    layers = hidden_states(ours, pixels)
+    torch.testing.assert_close(output.last_hidden_state, layers[-1], atol=1e-5, rtol=0)
+    for mine, its in zip(layers[:-1], output.hidden_states[:-1], strict=True):
+        torch.testing.assert_close(mine, its, atol=1e-5, rtol=1e-6)
+    square = len(set(ours.backbone.modality.extent)) == 1
+    masked = objective == "masked" and square
+    kind = "ViTForMaskedImageModeling" if masked else "ViTModel"
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [kind]
+
+
+@pytest.mark.parametrize("objective", ["mae", "masked"])
+def test_pooler_output_is_the_cls_at_every_load(objective, tmp_path):
+    finished("image", objective, tmp_path, SQUARE)
+    folder, pixels = export(tmp_path), torch.randn(2, 3, 16, 16)
+    for _ in range(2):
+        with torch.no_grad():
+            output = AutoModel.from_pretrained(folder)(pixels)
+        assert torch.equal(output.pooler_output, output.last_hidden_state[:, 0])
+
+
+def test_the_masked_head_goes_along(tmp_path):
+    _, objective = finished("image", "masked", tmp_path, SQUARE | {"target": "absolute"})
+    native, info = AutoModelForMaskedImageModeling.from_pretrained(export(tmp_path), output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    pixels, hide = torch.randn(2, 3, 16, 16), torch.rand(2, 16) < 0.5
+    backbone = objective.backbone
+    view = backbone.modality.cut(pixels) | {"seed": torch.zeros(2, dtype=torch.long)}
+    with torch.no_grad():
+        guess = objective.head(backbone.encode(view, hide).pieces)
+        output = native(pixels, bool_masked_pos=hide)
+    error = backbone.modality.error(guess[hide], view["data"][hide]).mean()
+    torch.testing.assert_close(output.loss, error, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(backbone.modality.cut(output.reconstruction)["data"], guess, atol=1e-5, rtol=0)
+
+
+def test_a_classifier_lacks_only_its_head_and_learns(mae):
+    folder, _ = mae
+    model, info = AutoModelForImageClassification.from_pretrained(folder, num_labels=3, output_loading_info=True)
+    assert info["missing_keys"] == {"classifier.weight", "classifier.bias"} and not info["mismatched_keys"]
+    torch.manual_seed(0)
+    pixels, labels = torch.randn(12, 3, 16, 16), torch.arange(12) % 3
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    losses = []
+    for _ in range(20):
+        loss = model.train()(pixels, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (8, 8), (40, 23), (5, 100)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "P+transparency", "CMYK", "RGBA", "LA"])
+def test_the_processor_s_pixels_are_our_evaluation_view(mode, size, mae):
+    folder, objective = mae
+    content = stored(picture(mode, size))
+    theirs = AutoImageProcessor.from_pretrained(folder)(pillow.open(io.BytesIO(content)), return_tensors="pt")
+    assert torch.equal(theirs["pixel_values"], evaluation_view(objective.backbone.modality, [content]))
+
+
+@pytest.mark.parametrize(
+    "mode, settings",
+    [
+        ("L", {"channels": 1}),
+        ("L", {"channels": 1, "mean": 0.13, "std": 0.31}),
+        ("RGBA", {"channels": 4}),
+        ("RGB", {"channels": 3, "image_size": [8, 24]}),
+        ("RGB", {"channels": 3, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}),
+    ],
+)
+def test_so_they_are_with_other_channels_sizes_and_statistics(mode, settings, tmp_path):
+    _, objective = finished("image", "mae", tmp_path, SQUARE | settings)
+    folder = export(tmp_path)
+    contents = [stored(picture(mode, size)) for size in ((16, 16), (30, 21))]
+    pictures = [pillow.open(io.BytesIO(c)) for c in contents]
+    theirs = AutoImageProcessor.from_pretrained(folder)(pictures, return_tensors="pt")["pixel_values"]
+    assert torch.equal(theirs, evaluation_view(objective.backbone.modality, contents))
+    with torch.no_grad():
+        output = AutoModel.from_pretrained(folder)(theirs).last_hidden_state
+    torch.testing.assert_close(output, hidden_states(objective, theirs)[-1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mean, std", [([0.5, 0.5], 0.5), (0.5, [0.5] * 4), (0.5, 0.0), (0.5, [0.1, 0.1, -1.0])])
+def test_statistics_that_do_not_fit_are_refused(mean, std, tmp_path):
+    with pytest.raises(ValueError, match="modality.(mean|std).*one for each of 3 channels"):
+        finished("image", "mae", tmp_path, SQUARE | {"mean": mean, "std": std})
+
+
+def test_a_folder_holds_what_save_pretrained_writes_and_a_card(mae):
+    folder, _ = mae
+    assert {f.name for f in folder.iterdir()} == FILES
+    assert not [f for f in folder.parent.iterdir() if f.name.startswith(".exported")]
+    assert "transformers_version" in json.loads((folder / "config.json").read_text())
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_card_is_valid_and_keeps_paths_to_itself(tmp_path):
+    from huggingface_hub import ModelCard
+
+    data = tmp_path / "secret" / "pictures"
+    data.mkdir(parents=True)
+    run = tmp_path / "run"
+    finished("image", "mae", run, SQUARE, data=str(data), init_from="google/some-vit")
+    card = ModelCard.load(export(run) / "README.md")
+    metadata = card.data.to_dict()
+    assert metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == "image-feature-extraction"
+    assert metadata["base_model"] == "google/some-vit"
+    assert {"mae", "image"} <= set(metadata["tags"])
+    assert "Data: `pictures`" in card.text and "secret" not in card.content
+    settings = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
+    assert settings["objective"]["name"] == "mae" and settings["modality"]["image_size"] == 16
+    code = card.text.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(run / "exported"))
+    scope: dict = {}
+    exec(code, scope)  # what the card tells people to run, runs
+    assert type(scope["model"]).__name__ == "ViTForImageClassification"
+
+
+def test_a_folder_that_is_not_empty_is_refused(tmp_path):
+    finished("image", "mae", tmp_path / "run")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="other is not empty.*--to"):
+        export(tmp_path / "run", to=str(other))
+    assert [f.name for f in other.iterdir()] == ["notes.txt"]
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    finished("image", "mae", tmp_path / "run")
+    monkeypatch.setattr(module, "card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(tmp_path / "run", to=str(tmp_path / "new"))
+    assert [f.name for f in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_teacher_is_exported_when_asked_for(tmp_path):
+    _, byol = finished("image", "byol", tmp_path, SQUARE)
+    pixels = torch.randn(2, 3, 16, 16)
+    outputs = {}
+    for weights in ("student", "teacher"):
+        native = AutoModel.from_pretrained(export(tmp_path, to=str(tmp_path / weights), weights=weights))
+        with torch.no_grad():
+            outputs[weights] = native(pixels).pooler_output
+            view = byol.backbone.modality.cut(pixels) | {"seed": torch.zeros(2, dtype=torch.long)}
+            ours = (byol.backbone if weights == "student" else byol.teacher[0])(view)
+        torch.testing.assert_close(outputs[weights], ours, atol=1e-5, rtol=0)
+    assert (outputs["student"] - outputs["teacher"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["{run}", "--weights", "teacher"], "weights teacher: this objective has none"),
+        (["{run}/nowhere"], "nowhere: no such run"),
+        (["{empty}"], "holds no whole checkpoint"),
+        (["{run}", "--push", "name"], "a repository is named user/name"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, words, tmp_path, capsys):
+    finished("image", "mae", tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    places = {"run": tmp_path / "run", "empty": tmp_path / "empty"}
+    with pytest.raises(SystemExit) as stop:
+        module.main([a.format(**places) for a in arguments])
+    assert words in str(stop.value) and "\n" not in str(stop.value) and str(stop.value).startswith("export.py: ")
+    assert not (tmp_path / "run" / "exported").exists()
+
+
+def test_a_damaged_checkpoint_is_named_and_not_exported(tmp_path, capsys):
+    finished("image", "mae", tmp_path)
+    with open(tmp_path / "checkpoint-1" / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x07")
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        export(tmp_path)
+    assert "checkpoint-1 is damaged (model.safetensors has another SHA-256)" in capsys.readouterr().out
+
+
+STRANGER = """
+import sys
+for name in ("modalities", "encoders", "objectives", "training", "export"):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise SystemExit(f"{name} can be imported")
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from PIL import Image
+folder = sys.argv[1]
+pixels = AutoImageProcessor.from_pretrained(folder)(Image.open(sys.argv[2]), return_tensors="pt")
+with torch.no_grad():
+    torch.save(AutoModel.from_pretrained(folder)(**pixels).last_hidden_state, sys.argv[3])
+AutoModelForImageClassification.from_pretrained(folder)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_without_this_project_loads_it(mae, tmp_path):
+    folder, objective = mae
+    content = stored(picture("RGB", (20, 30)))
+    (tmp_path / "picture.png").write_bytes(content)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    arguments = [str(folder), "picture.png", "features.pt"]
+    command = [sys.executable, "-I", "-c", STRANGER, *arguments]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=120)
+    ours = hidden_states(objective, evaluation_view(objective.backbone.modality, [content]))[-1]
+    theirs = torch.load(tmp_path / "features.pt", weights_only=True)
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
