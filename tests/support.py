@@ -77,11 +77,14 @@ def run_rank(file: str, function: str, arguments: dict, folder: str, rank: int, 
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     sys.stdout = sys.stderr = output
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # those of the test's own process
+        os.environ.pop(name, None)
     os.environ |= environment
     multiprocessing.set_start_method("fork", force=True)  # what a program that was not forked has
     torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("under_test", file)
     module = importlib.util.module_from_spec(spec)
+    sys.modules["under_test"] = module
     spec.loader.exec_module(module)
     result = getattr(module, function)(**arguments)
     torch.save(result, Path(folder) / f"result{rank}.pt")

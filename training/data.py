@@ -152,10 +152,11 @@ def _folder(path: Path, modality: Modality, files: list[Path] | None = None):
 
     found: list[tuple[str, str]] = []  # (what to open, name within the folder)
     others: Counter[str] = Counter()
-    for file in sorted(files or (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))):
+    for file in sorted(files or (p for p in path.rglob("*") if p.is_file() and not hidden(p.relative_to(path)))):
         if file.suffix.lower() == ".zip":
             with zipfile.ZipFile(file) as archive:
-                inner = sorted(n for n in archive.namelist() if Path(n).suffix.lower() in modality.suffixes)
+                names = sorted(n for n in archive.namelist() if not hidden(Path(n)))
+                inner = [n for n in names if Path(n).suffix.lower() in modality.suffixes]
             found += [(f"zip://{name}::{file}", name) for name in inner]
         elif file.suffix.lower() in modality.suffixes:
             found.append((str(file), str(file.relative_to(path))))
@@ -209,6 +210,11 @@ def _folder(path: Path, modality: Modality, files: list[Path] | None = None):
         made = datasets.Dataset.from_list(rows(split))
         result[split] = made.cast(datasets.Features({**made.features, **columns}))
     return result
+
+
+def hidden(path: Path) -> bool:
+    """What file managers leave about: `.DS_Store`, and in archives `__MACOSX/._a.jpg`, which is no picture."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def _metadata(path: Path, names: set[str]) -> dict[str, dict[str, Any]]:
@@ -265,9 +271,9 @@ def _undecoded(table, column: str, modality: Modality):
     import datasets
 
     feature = table.features[column]
-    if set(modality.features) & {"string", "large_string"}:
+    if not hasattr(datasets, modality.features[0]):  # plain values, of which nothing is decoded
         return table, ""
-    raw = getattr(datasets, modality.features[0])(decode=False) if modality.features else feature
+    raw = getattr(datasets, modality.features[0])(decode=False)
     if hasattr(feature, "feature"):
         table = table.cast_column(column, datasets.List(raw)).select_columns([column])
         table = table.map(

@@ -46,7 +46,7 @@ def command(folder, data, ranks: int = 1, stage: int = 0, **more) -> list[str]:
 
 
 def train(argv: list[str], kill: str | None = None, count: int = 1) -> None:
-    """The command line; SIGKILL at the `count`th call of the function `kill` ("module:name"), on the rank that calls."""
+    """The command line; SIGKILL at the `count`th call of the function `kill` (`module:name`), where it is called."""
     import train
 
     if kill is not None:
@@ -108,7 +108,11 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("where", KILLS)
+QUICK = ("in a step", "half of the second", "before a checkpoint", "at start-up, configuration", "before the log")
+MARKED = [pytest.param(k, marks=[] if k.startswith(QUICK) else [pytest.mark.slow]) for k in KILLS]
+
+
+@pytest.mark.parametrize("where", MARKED)
 def test_killed_is_as_not_killed(launch, undisturbed, data, tmp_path, where):
     kill, count = KILLS[where]
     argv = command(tmp_path / "run", data)
@@ -118,7 +122,7 @@ def test_killed_is_as_not_killed(launch, undisturbed, data, tmp_path, where):
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_ranks_killed_again_and_again(launch, undisturbed, data, tmp_path, stage):
     argv = command(tmp_path / "run", data, 2, stage)
     for kill, count in (
