@@ -25,7 +25,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
     # Imported only now: arguments are refused in the time that torch takes.
     from encoders import native
     from training import engine, log
-    from training.data import load
+    from training.data import load, print_once
     from training.loop import Loop, open_folder
 
     try:
@@ -35,15 +35,13 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         start = None
         if config.run.init_from:
             family, start = native.start_from(config.run.init_from, config.modality["name"])
-            config.modality |= start.modality
-            config.encoder |= start.encoder
+            config.adopt(start)
+            print_once(f"init_from {config.run.init_from}: {start}")
         modality = config.build_modality()
         rows = load(config.data, modality)
         _, resumed = open_folder(config)
         if resumed is not None:
             modality.load(str(resumed / "modality"))
-        elif start is not None:
-            modality.load(config.run.init_from)
         else:
             modality.fit(rows.table, rows.column)
         objective = config.build_objective(modality)

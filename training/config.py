@@ -8,6 +8,7 @@ name in a config: names are those of the literal tables.
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
 import os
 import re
@@ -194,6 +195,15 @@ class Config:
         torch.manual_seed(self.run.seed)
         cls, settings = OBJECTIVES[self.objective["name"]], without_name(self.objective)
         return cls(Backbone(modality, Encoder.preset(**self.encoder)), **settings)
+
+    def adopt(self, start) -> None:
+        """Take the sizes of a published checkpoint, and its objective's where they were left at their defaults."""
+        self.modality |= start.modality
+        self.encoder |= start.encoder
+        known = inspect.signature(OBJECTIVES[self.objective["name"]]).parameters
+        for name, value in start.objective.items():
+            if name in known and self.objective.get(name, known[name].default) == known[name].default:
+                self.objective[name] = value
 
     def check(self) -> "Config":
         """Refuse wrong values before anything heavy: build all but the data's part, without memory."""

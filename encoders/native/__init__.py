@@ -24,14 +24,14 @@ def start_from(path: str, modality: str, **hub) -> tuple[Family, Start]:
 
     try:
         settings, _ = PreTrainedConfig.get_config_dict(path, **hub)
-    except OSError as error:
+        kind = settings.get("model_type")
+        for family in FAMILIES:
+            if kind in family.model_types:
+                if family.modality != modality:
+                    raise ValueError(f"init_from {path} is of modality {family.modality}, the run is of {modality}")
+                return family, family.start(path, **hub)
+    except OSError as error:  # nothing there, no network, no safetensors
         raise ValueError(f"init_from {path}: {str(error).splitlines()[0]}") from error
-    kind = settings.get("model_type")
-    for family in FAMILIES:
-        if kind in family.model_types:
-            if family.modality != modality:
-                raise ValueError(f"init_from {path} is of modality {family.modality}, the run is of {modality}")
-            return family, family.start(path, **hub)
     known = ", ".join(t for family in FAMILIES for t in family.model_types)
     raise ValueError(f"init_from {path} is of the family {kind!r}; known are {known}")
 

@@ -88,8 +88,9 @@ class Family:
 
 
 def from_pretrained(model_class, path: str, **hub):
-    """Load a native checkpoint, in float32; an encoder weight that is missing from it is an error."""
-    model, info = model_class.from_pretrained(path, output_loading_info=True, dtype=torch.float32, **hub)
+    """Load a native checkpoint, in float32, never from a pickle; an encoder weight that it lacks is an error."""
+    options = {"output_loading_info": True, "dtype": torch.float32, "use_safetensors": True}
+    model, info = model_class.from_pretrained(path, **options, **hub)
     missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
     if missing or info["mismatched_keys"]:
         problem = missing or [m[0] for m in info["mismatched_keys"]]
