@@ -474,7 +474,7 @@ def run(argv: list[str]) -> None:
 
 def broken(argv: list[str], steps: list[int], how: str, rank: int | None = None) -> list[str]:
     """Train at each ZeRO stage with a loss that is not finite in those steps; returns what `main` said at the end."""
-    from objectives import OBJECTIVES, MAE
+    from objectives import MAE, OBJECTIVES
 
     class Broken(MAE):
         calls = 0

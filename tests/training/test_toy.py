@@ -128,7 +128,7 @@ class Series(Modality):
 
     def build(self, width: int, sizes=()):
         self.project, self.positions = nn.Linear(self.piece, width), Positions((self.length,), width)
-        self.lead_content, self.hidden = nn.Parameter(torch.zeros(1, width)), nn.Parameter(torch.zeros(width))
+        self.lead_content, self.hidden = (nn.Parameter(0.02 * torch.randn(s)) for s in ((1, width), (width,)))
 
     def lead(self):
         return self.lead_content

@@ -1,0 +1,139 @@
+"""The configuration: files, overrides, dictionaries and shorthand all give the same settings, and can be read back."""
+
+import inspect
+
+import pytest
+import support
+import yaml
+
+from modalities import MODALITIES
+from objectives import OBJECTIVES
+from training import checkpoint
+from training.config import Config, UserError, differences, from_command_line, nearest, read, schema
+
+YAML = """
+data: {name: digits, eval_fraction: 0.2}
+modality: image
+modality.image_size: 32
+modality.patch_size: 4
+encoder: small
+encoder.depth: 2
+objective:
+  name: simclr
+  temperature: 0.2
+learning_rate: 1.0e-4
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "my.yaml").write_text(YAML)
+    return str(tmp_path / "my.yaml")
+
+
+def test_a_file_and_overrides(file):
+    config = from_command_line(
+        ["--config", file, "--objective.temperature", "0.5", "--encoder.width=96", "--seed", "7"]
+    )
+    assert config.objective["temperature"] == 0.5
+    assert config.encoder | {"name": "small", "width": 96, "depth": 2} == config.encoder
+    assert (config.run.learning_rate, config.run.seed) == (1e-4, 7)
+    assert (config.data.name, config.data.eval_fraction) == ("digits", 0.2)
+    assert config.modality["image_size"] == 32
+
+
+def test_later_files_win(file, tmp_path):
+    (tmp_path / "more.yaml").write_text("objective.temperature: 0.7\nseed: 3\n")
+    config = from_command_line(["--config", file, f"--config={tmp_path / 'more.yaml'}"])
+    assert config.objective["temperature"] == 0.7 and config.run.seed == 3
+    assert config.encoder["depth"] == 2
+
+
+def test_the_order_of_overrides_and_files_does_not_matter(file):
+    first = from_command_line(["--seed", "9", "--config", file])
+    assert first.to_dict() == from_command_line(["--config", file, "--seed", "9"]).to_dict()
+
+
+def test_shorthand_of_groups():
+    short = from_command_line(["--objective", "byol", "--encoder=small", "--data", "digits", "--modality", "image"])
+    long = from_command_line(["--objective.name", "byol", "--encoder.name", "small", "--data.name", "digits"])
+    assert short.to_dict() == long.to_dict()
+    assert short.objective["name"] == "byol"
+    assert read({"objective": "byol", "encoder": "small"}).to_dict() == long.to_dict()
+
+
+def test_a_dictionary(file):
+    wanted = from_command_line(["--config", file])
+    given = yaml.safe_load(YAML)
+    assert read(given).to_dict() == wanted.to_dict() == read(file).to_dict()
+    assert read(read(given)).to_dict() == wanted.to_dict()
+    assert given == yaml.safe_load(YAML), "the caller's dictionary is not changed"
+    with pytest.raises(UserError, match="no option 'objective.temprature'; did you mean objective.temperature"):
+        read({"objective": {"name": "simclr", "temprature": 1.0}})
+
+
+def test_a_dictionary_of_deepspeed_settings():
+    given = {"zero_optimization": {"stage": 2, "overlap_comm": True}, "train_batch_size": "auto"}
+    assert read({"deepspeed": given}).run.deepspeed == given
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_resolved_settings_are_read_back_the_same(modality, objective, tmp_path):
+    config = from_command_line(["--modality", modality, "--objective", objective, "--encoder.width", "96"])
+    plain = checkpoint.plain(config.to_dict())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
+    again = checkpoint.plain(read(str(tmp_path / "config.yaml")).to_dict())
+    assert again == plain
+    assert differences(plain, again) == []
+
+
+def test_defaults_are_those_of_the_signatures():
+    config = from_command_line([]).to_dict()
+    for group, cls in (("modality", MODALITIES["image"]), ("objective", OBJECTIVES["mae"])):
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if parameter.default is not parameter.empty:
+                assert config[group][name] == parameter.default, name
+    assert config == Config(**{k: v for k, v in vars(read({})).items()}).to_dict()
+
+
+def test_print_config(file, capsys):
+    with pytest.raises(SystemExit) as ended:
+        from_command_line(["--config", file, "--seed", "5", "--print_config"])
+    assert not ended.value.code
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["seed"] == 5 and printed["objective"]["temperature"] == 0.2
+    assert read(printed).to_dict() == from_command_line(["--config", file, "--seed", "5"]).to_dict()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_every_option_is_documented(modality, objective):
+    actions = [a for a in schema(modality, objective)._actions if a.option_strings]
+    silent = [a.dest for a in actions if not a.help and a.dest not in ("help", "print_config")]
+    assert len(actions) > 40 and not silent, silent
+
+
+def test_differences_leave_out_what_may_change():
+    old, new = read({}).to_dict(), read({"save_steps": 7, "device": "cpu", "data": {"max_bad": 3}}).to_dict()
+    assert differences(old, new) == []
+    assert differences(old, read({"seed": 1, "objective": {"mask_ratio": 0.5}}).to_dict()) == [
+        "objective.mask_ratio",
+        "seed",
+    ]
+
+
+def test_nearest_names():
+    assert nearest("learning_rte", ["learning_rate", "seed"], "--") == "; did you mean --learning_rate?"
+    assert nearest("zzz", ["learning_rate", "seed"]) == ""
+
+
+def test_every_shipped_deepspeed_file_is_taken():
+    from training import engine
+
+    files = sorted((support.ROOT / "configs" / "deepspeed").glob("*.json"))
+    assert len(files) == 4
+    for stage, file in enumerate(files):
+        made = engine.settings(read({"deepspeed": str(file)}).run, 2)
+        assert made["zero_optimization"]["stage"] == stage
+        assert made["torch_autocast"]["lower_precision_safe_modules"] == []
