@@ -36,9 +36,9 @@ def start(run: Run) -> torch.device:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # On a CPU this op would be compiled at the first start: no compiler, no start, and a kill during the build leaves a
-    # lock on which the next start hangs.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # No op is probed, with a compiler and its complaints, or built. On a CPU shm_comm would be, at the first start: no
+    # compiler, no start, and a kill during the build leaves a lock on which the next start hangs.
+    deepspeed.ops.__compatible_ops__ = {}
     if not dist.is_initialized():
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
     return device

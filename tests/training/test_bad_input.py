@@ -430,7 +430,7 @@ def test_help_and_refusals_are_as_fast_as_torch():
     runs = {"torch": ["-c", "import torch"], "help": ["train.py", "--help"]}
     runs["refusal"] = ["train.py", "--objective.mask_ratio", "2"]
     times = {name: [] for name in runs}
-    for _ in range(4):
+    for _ in range(3):
         for name, argv in runs.items():
             times[name].append(command_line(*argv)[3])
     least = {name: min(values) for name, values in times.items()}

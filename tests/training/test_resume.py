@@ -9,6 +9,9 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -295,3 +298,58 @@ def test_write_aside_leaves_no_half_file(tmp_path, monkeypatch):
     with pytest.raises(UserError):
         checkpoint.write_aside(file, "new")
     assert file.read_text() == "old"
+
+
+# The programs that users start, not forks of one that has imported everything.
+
+
+@pytest.mark.slow
+def test_the_program_killed_while_it_starts(undisturbed, data, tmp_path):
+    argv = [sys.executable, "train.py", *command(tmp_path / "run", data)]
+    begin = time.monotonic()
+    for moment in (0.15, 0.5, 0.8, 0.95):
+        started = subprocess.Popen(argv, cwd=support.ROOT, start_new_session=True, env=plain_environment())
+        try:
+            started.wait(moment * 8)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+    assert time.monotonic() - begin > 1
+    ended = subprocess.run(argv, cwd=support.ROOT, capture_output=True, text=True, env=plain_environment(), check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "/ld" not in ended.stderr and "gcc" not in ended.stderr
+    assert outcome(tmp_path / "run") == outcome(undisturbed(1, 0))
+
+
+@pytest.mark.slow
+def test_torchrun_killed_and_started_again(undisturbed, data, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    argv = [*torchrun, *command(tmp_path / "run", data, 2, 0, save_steps=1)]
+    started = subprocess.Popen(argv, cwd=support.ROOT, start_new_session=True, env=plain_environment())
+    while started.poll() is None and not (tmp_path / "run" / "checkpoint-3").exists():
+        time.sleep(0.01)
+    assert started.poll() is None
+    for process in (started.pid, *children(started.pid)):
+        os.kill(process, signal.SIGKILL)
+    started.wait()
+    ended = subprocess.run(argv, cwd=support.ROOT, capture_output=True, text=True, env=plain_environment(), check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "continuing from" in ended.stdout
+    assert outcome(tmp_path / "run") == outcome(undisturbed(2, 0))
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = process.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(process.parent.name))
+    return found
+
+
+def plain_environment() -> dict[str, str]:
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {k: v for k, v in os.environ.items() if k not in launcher}
