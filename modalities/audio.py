@@ -40,6 +40,7 @@ class Audio(Grid):
         positions: `fixed` sin-cos or `learned` (from sin-cos on).
         target: what masked objectives predict: each tile `normalised` by its mean and deviation (MAE), the `raw`
             values (squared error), or the raw values under the `absolute` error.
+        variance_floor: added to a tile's variance before a `normalised` target is divided by its deviation.
         roll: largest circular shift of weak and strong views, as a fraction of the clip.
         gain: largest change of loudness of weak and strong views, in natural logarithms of energy (1 is 4.3 dB).
         stretch: largest relative change of duration of weak and strong views.
@@ -66,6 +67,7 @@ class Audio(Grid):
         tile: tuple[int, int] = (16, 16),
         positions: Literal["fixed", "learned"] = "fixed",
         target: Literal["normalised", "raw", "absolute"] = "normalised",
+        variance_floor: float = 1e-6,
         roll: float = 0.0,
         gain: float = 0.0,
         stretch: float = 0.0,
@@ -97,7 +99,7 @@ class Audio(Grid):
         self.extent = (mel_bins, width * math.ceil(round(100 * seconds, 6) / width))
         self.channels = 1
         self.learned_positions = positions == "learned"
-        self.target = target
+        self.target, self.variance_floor = target, variance_floor
         self.roll, self.gain, self.stretch, self.frequency_scale = roll, gain, stretch, frequency_scale
         self.time_mask, self.frequency_mask, self.mixup = time_mask, frequency_mask, mixup
         self.mean, self.std = mean, std

@@ -145,7 +145,8 @@ class Grid(Modality):
 
     Subclasses set `channels`, `extent` (grid of the full view, in values) and `tile` (in values), both (height, width),
     `learned_positions`, and `target`: `normalised` predicts each piece minus its mean over its deviation (MAE),
-    `raw` the values themselves, under the squared or, for `absolute`, the absolute error (SimMIM).
+    `raw` the values themselves, under the squared or, for `absolute`, the absolute error (SimMIM). `variance_floor` is
+    added to a piece's variance, so that the noise of flat pieces is not blown up to full size.
     """
 
     channels: int
@@ -153,6 +154,7 @@ class Grid(Modality):
     tile: tuple[int, int]
     learned_positions: bool
     target: str
+    variance_floor: float
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -217,7 +219,7 @@ class Grid(Modality):
         guess, data = guess.float(), data.float()
         if self.target == "normalised":
             variance, mean = torch.var_mean(data, dim=-1, keepdim=True)  # unbiased, as in MAE
-            data = (data - mean) * torch.rsqrt(variance + 1e-6)
+            data = (data - mean) * torch.rsqrt(variance + self.variance_floor)
         if self.target == "absolute":
             return (guess - data).abs().mean(-1)
         return F.mse_loss(guess, data, reduction="none").mean(-1)

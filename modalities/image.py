@@ -47,6 +47,8 @@ class Image(Grid):
         positions: `fixed` sin-cos or `learned` (from sin-cos on).
         target: what masked objectives predict: each patch `normalised` by its mean and deviation (MAE), the `raw`
             values (squared error), or the raw values under the `absolute` error (SimMIM).
+        variance_floor: added to a patch's variance before a `normalised` target is divided by its deviation (values are
+            in units of `std`). MAE has 1e-6; 1e-2 does not blow up the noise of flat patches.
         flip: probability of a left-right flip in weak and strong views.
         rotation: largest turn of weak and strong views, in degrees.
         shift: largest shift of weak and strong views, as a fraction of the side.
@@ -69,6 +71,7 @@ class Image(Grid):
         channels: Literal[1, 3, 4] = 3,
         positions: Literal["fixed", "learned"] = "fixed",
         target: Literal["normalised", "raw", "absolute"] = "normalised",
+        variance_floor: float = 1e-6,
         flip: float = 0.5,
         rotation: float = 0.0,
         shift: float = 0.0,
@@ -90,7 +93,7 @@ class Image(Grid):
         self.tile = (patch_size, patch_size)
         self.channels = channels
         self.learned_positions = positions == "learned"
-        self.target = target
+        self.target, self.variance_floor = target, variance_floor
         self.flip = flip
         self.rotation, self.shift, self.zoom, self.shear = rotation, shift, zoom, shear
         self.augmentation = augmentation
