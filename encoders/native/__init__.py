@@ -1,5 +1,7 @@
 """Native `transformers` families: one file each, all listed here."""
 
+from pathlib import Path
+
 from torch import nn
 
 from encoders.native.ast import AST
@@ -22,6 +24,8 @@ def start_from(path: str, modality: str, **hub) -> tuple[Family, Start]:
     """Read a published checkpoint to start from: a hub id or a folder."""
     from transformers import PreTrainedConfig
 
+    if (path.startswith(("/", ".", "~")) or path.count("/") > 1) and not Path(path).is_dir():
+        raise ValueError(f"init_from {path}: no such folder")
     try:
         settings, _ = PreTrainedConfig.get_config_dict(path, **hub)
         kind = settings.get("model_type")

@@ -92,9 +92,9 @@ class ViT(Family):
         }
         try:
             processor = transformers.AutoImageProcessor.from_pretrained(path, **hub)
-        except (OSError, ValueError):
-            processor = None  # some publish none; then our defaults stand
-        if processor is not None:
+        except (OSError, ValueError):  # some publish none
+            print(f"init_from {path}: no processor there; modality.mean and modality.std stay as they are", flush=True)
+        else:
             normal = processor.do_normalize
             settings["mean"] = list(processor.image_mean) if normal else 0.0
             settings["std"] = list(processor.image_std) if normal else 1.0

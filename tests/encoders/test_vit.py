@@ -124,15 +124,16 @@ def test_the_processor_comes_along(normal, tmp_path):
     assert image.mean == (IMAGENET["image_mean"] if normal else [0.0] * 3)
 
 
-def test_without_a_processor_defaults_stand(tmp_path):
+def test_without_a_processor_defaults_stand(tmp_path, capsys):
     published(tmp_path, "ViTModel")
     (tmp_path / "preprocessor_config.json").unlink()
     _, objective = started(tmp_path, SimCLR)
     assert objective.backbone.modality.mean == [0.5] * 3
+    assert "no processor there" in capsys.readouterr().out
 
 
 def test_others_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="init_from .*nowhere"):
+    with pytest.raises(ValueError, match="init_from .*nowhere: no such folder"):
         start_from(str(tmp_path / "nowhere"), "image")
     transformers.BertConfig().save_pretrained(tmp_path / "bert")
     known = "known are vit, vit_mae, audio-spectrogram-transformer, roberta-prelayernorm"
