@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -22,7 +23,8 @@ from transformers import (
 
 import export as module
 from export import export
-from modalities import EVALUATION
+from modalities import EVALUATION, MODALITIES
+from objectives import OBJECTIVES
 from training.config import UserError
 
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
@@ -197,10 +199,28 @@ def test_the_card_is_valid_and_keeps_paths_to_itself(tmp_path):
     assert "Data: `pictures`" in card.text and "secret" not in card.content
     settings = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
     assert settings["objective"]["name"] == "mae" and settings["modality"]["image_size"] == 16
-    code = card.text.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(run / "exported"))
+
+
+@pytest.mark.parametrize("weights", ["student", "teacher"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_what_a_card_tells_people_to_run_runs(modality, objective, weights, tmp_path):
+    _, made = finished(modality, objective, tmp_path)
+    if weights == "teacher" and made.averaged() is None:
+        with pytest.raises(UserError, match="weights teacher: this objective has none"):
+            export(tmp_path, weights=weights)
+        return
+    folder = export(tmp_path, weights=weights)
+    code = re.search("```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
     scope: dict = {}
-    exec(code, scope)  # what the card tells people to run, runs
-    assert type(scope["model"]).__name__ == "ViTForImageClassification"
+    exec(code.replace("path/to/this/folder", str(folder)), scope)
+    encoder = made.backbone if weights == "student" else made.averaged()
+    bias, norm = encoder.encoder.norm.bias, [m for m in scope["model"].modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert scope["model"].num_labels == 10 and any(
+        torch.equal(m.bias, bias) for m in norm if m.bias.shape == bias.shape
+    )
+    assert type(scope["processor"]).__name__ == type(encoder.modality.processor()).__name__
+    assert not [f.name for f in folder.iterdir() if f.suffix not in (".json", ".safetensors", ".md", ".txt")]
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path):
