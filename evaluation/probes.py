@@ -18,8 +18,8 @@ def draw(labels: np.ndarray, per_class: int | None, seed: int) -> np.ndarray:
 def linear(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> float:
     """Accuracy in per cent of a logistic regression on standardised features.
 
-    scikit-learn's defaults: C = 1 and at most 100 iterations. Untrained features are ill-conditioned: five times as many
-    iterations give them about 2 points more, and trained features less than one.
+    scikit-learn's defaults: C = 1 and at most 100 iterations. Untrained features are ill-conditioned: 500 iterations
+    give them about 2 points more, and trained features less than one.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -203,7 +203,8 @@ class Loop:
                 last = checkpoint.folders(self.folder)
                 raise UserError(
                     f"steps {self.step - 1} and {self.step} were not finite, so training stops; "
-                    f"last good checkpoint: {last[0] if last else 'none'}; lower learning_rate or look at the data"
+                    f"last good checkpoint: {last[0] if last else 'none'}; look at the data, or start in another "
+                    "output_dir with a lower learning_rate"
                 )
         return loss, norm, rate
 
