@@ -54,17 +54,21 @@ class Encoder(nn.Module):
         return cls(*size, mlp_ratio, eps)
 
     def forward(
-        self, tokens: Float[Tensor, "r m d"], segment: Int[Tensor, "r m"] | None = None, every_layer: bool = False
-    ) -> Float[Tensor, "r m d"] | list[Float[Tensor, "r m d"]]:
+        self,
+        tokens: Float[Tensor, "r m d"],
+        segment: Int[Tensor, "r m"] | None = None,
+        every_layer: bool = False,
+        wanted: int | None = None,
+    ) -> Float[Tensor, "r w d"] | list[Float[Tensor, "r m d"]]:
         """Encode rows. Tokens see those of their own segment only; without `segment`, their whole row.
 
         With `every_layer`, a list as the native classes' `hidden_states`: the input, then each block's output, the last
-        of them normalised.
+        of them normalised. With `wanted`, only that many tokens, the last of each row, come out of the last block.
         """
         attend = None if segment is None else same_segment(segment)
         layers = [tokens]
-        for block in self.blocks:
-            tokens = block(tokens, attend)
+        for number, block in enumerate(self.blocks, 1):
+            tokens = block(tokens, attend, wanted if wanted and number == self.depth else tokens.shape[1])
             layers.append(tokens)
         tokens = self.norm(tokens)
         return [*layers[:-1], tokens] if every_layer else tokens
@@ -83,8 +87,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps)
         self.mlp = MLP(width, round(width * mlp_ratio))
 
-    def forward(self, x: Float[Tensor, "r m d"], attend: Bool[Tensor, "r 1 m m"] | None) -> Float[Tensor, "r m d"]:
-        x = x + self.attention(self.norm1(x), attend)
+    def forward(
+        self, x: Float[Tensor, "r m d"], attend: Bool[Tensor, "r 1 m m"] | None, wanted: int
+    ) -> Float[Tensor, "r w d"]:
+        """All tokens are seen, and the last `wanted` of a row come out."""
+        x = x[:, -wanted:] + self.attention(self.norm1(x), attend, wanted)
         return x + self.mlp(self.norm2(x))
 
 
@@ -103,9 +110,12 @@ class Attention(nn.Module):
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Float[Tensor, "r m d"], attend: Bool[Tensor, "r 1 m m"] | None) -> Float[Tensor, "r m d"]:
+    def forward(
+        self, x: Float[Tensor, "r m d"], attend: Bool[Tensor, "r 1 m m"] | None, wanted: int
+    ) -> Float[Tensor, "r w d"]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+        attend = None if attend is None else attend[:, :, -wanted:]
+        x = F.scaled_dot_product_attention(q[:, :, -wanted:], k, v, attn_mask=attend)
         return self.out(x.transpose(1, 2).flatten(2))
 
 

@@ -89,7 +89,7 @@ class MAE(Objective):
         if "segment" in kept:
             samples = kept["samples"].repeat_interleave(encoded.leads.shape[2], dim=1)
             segment = torch.cat([samples, kept["segment"], dropped["segment"]], dim=1)
-        return self.decoder(tokens, segment)[:, -holes.shape[1] :]
+        return self.decoder(tokens, segment, wanted=holes.shape[1])
 
 
 class Masked(Objective):
