@@ -17,9 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 # minutes on two cores -> patch, samples; from the measured speed of `train.py` on a quiet machine
-BUDGETS = {2: (4, 120_000), 6: (4, 370_000), 20: (4, 1_200_000)}
+BUDGETS = {2: (8, 360_000), 6: (8, 1_080_000), 20: (4, 1_200_000)}
 # patch -> per cent of the labels -> samples of fine-tuning; from scratch the better of both numbers counts
-FINETUNE = {4: {1: (6_000, 12_000), 10: (12_000, 24_000)}}
+FINETUNE = {8: {1: (12_000, 40_000), 10: (30_000, 80_000)}, 4: {1: (6_000, 12_000), 10: (12_000, 24_000)}}
 RATE, BATCH, WARMUP, DRAWS = 1.5e-3, 64, 0.05, 3
 FINETUNE_TEST = 4_000
 
@@ -32,7 +32,7 @@ def config(data: str, budget: int, folder: Path) -> dict:
         "encoder": {"name": "tiny", "width": 128, "depth": 4, "heads": 4},
         "objective": {
             "name": "mae",
-            "mask_ratio": 0.75,
+            "mask_ratio": 0.6 if patch == 8 else 0.75,
             "decoder_width": 64,
             "decoder_depth": 1,
             "scale": [1.0, 1.0],
