@@ -52,12 +52,12 @@ def main(modality: str = "image") -> None:
     splits = builtin(config["data"])
     encode, plain, auto = TOOLS[modality](str(exported))
     column = next(c for c in splits["train"].column_names if c != "label")
-    labels, inputs, raw = {}, {}, {}
+    labels, inputs, cells, raw = {}, {}, {}, {}
     for split in ("train", "test"):
-        rows = splits[split].select(range(min(len(splits[split]), 1200)))
-        labels[split] = np.asarray(rows["label"])
-        inputs[split] = encode(rows[column])
-    raw["train"], raw["test"] = plain(inputs, [splits[s][:1200][column] for s in ("train", "test")])
+        rows = splits[split].shuffle(seed=0)[:1200]
+        labels[split], cells[split] = np.asarray(rows["label"]), rows[column]
+        inputs[split] = encode(cells[split])
+    raw["train"], raw["test"] = plain(inputs, [cells["train"], cells["test"]])
 
     count = len(set(labels["train"].tolist()))
     models = {

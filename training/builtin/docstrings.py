@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 # Where each subject's texts come from: packages that this project's own dependencies bring along, or "" for the
 # standard library. Each of a subject's sources gives an equal share.
 SUBJECTS = {
@@ -57,8 +59,13 @@ def docstrings(count: int = 800):
                     break
     present = sorted({row["label"] for split in rows.values() for row in split})
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=present)})
+    # Scattered, since they come subject by subject, and a head of the rows should be a fair sample.
+    scattered = {split: np.random.RandomState(0).permutation(len(made)) for split, made in rows.items()}
     return datasets.DatasetDict(
-        {split: datasets.Dataset.from_list(made, features=features) for split, made in rows.items()}
+        {
+            split: datasets.Dataset.from_list([made[i] for i in scattered[split]], features=features)
+            for split, made in rows.items()
+        }
     )
 
 
