@@ -161,12 +161,8 @@ def refusal(*arguments) -> str:
 
 STRANGER = """
 import sys
-try:
-    import modalities
-except ImportError:
-    pass
-else:
-    raise SystemExit("modalities can be imported")
+# This project may be installed here, too; whoever imports it, stock or pushed, fails.
+sys.modules |= dict.fromkeys(["modalities", "encoders", "objectives", "training", "evaluation", "train", "export"])
 import numpy, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
