@@ -20,10 +20,11 @@ CONFIGS = {"image": "image_digits", "audio": "audio_tones", "text": "text_docstr
 STEPS, BATCH = {"image": 350, "audio": 100, "text": 100}, 20  # of fine-tuning; from scratch gets as many
 
 
-def main(modality: str = "image") -> None:
+def main(modality: str = "image", work: Path = ROOT / "runs", **changes) -> None:
+    """Do it all in the folder `work`. `changes` are options of the run that differ from the config's."""
     warnings.filterwarnings("ignore")
     began = time.perf_counter()
-    run = ROOT / "runs" / f"quickstart_{modality}"
+    run = work / f"quickstart_{modality}"
     exported, untrained = (run.with_name(f"{run.name}_{kind}") for kind in ("exported", "untrained"))
 
     from encoders.native import family_of
@@ -32,7 +33,7 @@ def main(modality: str = "image") -> None:
     from train import pretrain
     from training.config import load_yaml
 
-    config = load_yaml(ROOT / "configs" / f"{CONFIGS[modality]}.yaml") | {"output_dir": str(run)}
+    config = load_yaml(ROOT / "configs" / f"{CONFIGS[modality]}.yaml") | {"output_dir": str(run)} | changes
     pretrain(config)
     shutil.rmtree(exported, ignore_errors=True)
     export(run, to=str(exported))
