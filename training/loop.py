@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -133,13 +134,17 @@ class Loop:
             self.step, self.steps, run.gradient_accumulation_steps, self.engine.rank, self.engine.ranks
         )
         feed = iter(self._loader(self.table, batches, run.seed, run.dataloader_num_workers))
-        clock, waited, since = time.perf_counter(), 0.0, self.step
         self.objective.train()
+        # A step's batches are taken over from the workers while the step before is computed.
+        ahead = ThreadPoolExecutor(1)
+        coming = ahead.submit(take, feed, run.gradient_accumulation_steps)
+        clock, waited, since = time.perf_counter(), 0.0, self.step
         try:
             while self.step < self.steps:
                 asked = time.perf_counter()
                 try:
-                    micro = list(islice(feed, run.gradient_accumulation_steps))
+                    micro = coming.result()
+                    coming = ahead.submit(take, feed, run.gradient_accumulation_steps)
                 except UserError as error:  # a worker's comes with its traceback
                     raise UserError(str(error).rpartition("UserError: ")[2]) from None
                 waited += time.perf_counter() - asked
@@ -174,6 +179,7 @@ class Loop:
             self.log.say(f"verdict: {monitor.verdict()}")
             self.log.say(f"{self.folder}: {self.steps:,} steps done, {len(self.bad)} unusable samples replaced")
         finally:
+            ahead.shutdown()
             self.log.close()
         return figures | {"verdict": monitor.verdict()}
 
@@ -295,6 +301,10 @@ class Loop:
         self.bad = {int(row): tuple(why) for row, why in state["bad"].items()}
         if self.first_rank:
             print(f"continuing from {folder}: step {self.step} of {self.steps}")
+
+
+def take(feed, count: int) -> list:
+    return list(islice(feed, count))
 
 
 def bad_lines(bad: dict[int, tuple[str, str]]) -> str:
