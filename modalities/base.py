@@ -69,15 +69,17 @@ class Modality(nn.Module):
         """Take from the training rows what the settings leave open: statistics, a tokenizer. Before `build`."""
 
     def save(self, folder: str) -> None:
-        """Write the processor or tokenizer, as native `transformers` files."""
-        self.processor().save_pretrained(folder)
+        """Write the processor or tokenizer, if there is one, as native `transformers` files."""
+        processor = self.processor()
+        if processor is not None:
+            processor.save_pretrained(folder)
 
     def load(self, folder: str) -> None:
         """Take back what `fit` found from a folder that `save` wrote."""
 
     def processor(self):
-        """The native processor whose output is the evaluation view."""
-        raise NotImplementedError(f"{type(self).__name__} has no native processor")
+        """The native processor whose output is the evaluation view; None for a modality without a native class."""
+        return None
 
     def read(self, value: Any) -> Any:
         """One cell of the data column -> a decoded sample. Raises `BadSample`."""
