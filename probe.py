@@ -52,7 +52,7 @@ def probe(
         raise UserError(f"draws {draws}: with fewer than 3 there is no telling luck from gain")
     if threads:
         torch.set_num_threads(threads)
-    config, objective, _ = from_run(run)
+    config, objective, checkpoint = from_run(run)
     modality = objective.backbone.modality
     changes = {"label_column": label_column} | ({"name": data, "column": None} if data else {})
     source = dataclasses.replace(config.data, **{k: v for k, v in changes.items() if v is not None or k == "column"})
@@ -69,7 +69,7 @@ def probe(
         print(f"no split {test_split!r}: {len(test):,} rows held out")
 
     fresh = config.build_modality()
-    fresh.load(str(from_run(run)[2] / "modality"))
+    fresh.load(str(checkpoint / "modality"))
     untrained = config.build_objective(fresh).backbone
     rows, y, test_y = [], train.labels(), test.labels()
     for name, backbone in (("pretrained", objective.backbone), ("random", untrained)):

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # minutes on two cores -> patch, samples; `train.py` takes 1,500 samples/s at either patch on a quiet machine
 BUDGETS = {2: (4, 180_000), 4: (8, 360_000), 6: (4, 540_000), 13: (4, 1_200_000), 20: (4, 1_800_000)}
@@ -172,7 +172,6 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    from modalities import EVALUATION  # noqa: F401  (the tables must be there for the workers)
     from objectives import masking
     from training.config import read
     from training.data import Order, Samples, held_out, load, loader
@@ -225,7 +224,7 @@ def table(done: dict, budgets: list[int]) -> str:
         return f"{statistics.mean(values):.1f} ± {statistics.pstdev(values):.1f}" if values else "–"
 
     def scratch(patch: int, percent: int) -> str:
-        options = [tuned(f"scratch {patch} {percent} {d} ") for d in ()]
+        options = []
         for number in FINETUNE[patch][percent]:
             values = [
                 done[n]["accuracy"] for d in range(DRAWS) if (n := f"scratch {patch} {percent} {d} {number}") in done

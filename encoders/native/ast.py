@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from encoders.backbone import Backbone
 from encoders.native.base import Family, Start, config_settings, from_pretrained, trunk_settings
+from encoders.native.vit import ViT
 
 PROJECTION = "embeddings.patch_embeddings.projection"
 
@@ -17,19 +18,8 @@ PROJECTION = "embeddings.patch_embeddings.projection"
 class AST(Family):
     modality = "audio"
     model_types = ("audio-spectrogram-transformer",)
-    block = {
-        "norm1": "layers.{}.layernorm_before",
-        "attention.qkv": (
-            "layers.{}.attention.q_proj",
-            "layers.{}.attention.k_proj",
-            "layers.{}.attention.v_proj",
-        ),
-        "attention.out": "layers.{}.attention.o_proj",
-        "norm2": "layers.{}.layernorm_after",
-        "mlp.up": "layers.{}.mlp.fc1",
-        "mlp.down": "layers.{}.mlp.fc2",
-    }
-    norm = "layernorm"
+    block = ViT.block  # the native classes name their trunks alike
+    norm = ViT.norm
     auto_classes = "AutoModelForAudioClassification, AutoFeatureExtractor"
 
     def native(self, backbone: Backbone, head: nn.Module | None):
