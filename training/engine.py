@@ -162,6 +162,8 @@ class Engine:
             module.compile()  # shapes that vary (packed text) become dynamic at the second one
         self.trainable = [p for p in module.parameters() if p.requires_grad]
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer(run, module), config=config)
+        # One process has nobody to reduce with: flattening its gradients and copying them back would be for nothing.
+        self.engine.enable_backward_allreduce = self.ranks > 1 or self.stage > 0
         self.module = module
 
     @property
@@ -188,7 +190,10 @@ class Engine:
         if self.stage:
             self.engine.step()
             return self.engine.was_step_applied(), float(self.engine.get_global_grad_norm() or math.nan)
-        gradients = [p.grad for p in self.trainable if p.grad is not None]
+        for parameter in self.trainable:
+            if parameter.grad is None:  # unused in this step; a reduction makes it 0 too
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self.trainable]
         norm = torch.nn.utils.get_total_norm(gradients)
         value = norm.item()
         applied = math.isfinite(value)
