@@ -74,8 +74,8 @@ def config_of(name: str, modality: str, data: Path, folder: Path):
     source, column, *_ = DATA[modality]
     given = unfold(load_yaml(ROOT / "configs" / f"{name}.yaml"))
     steps = SAMPLES[name] // given["per_device_train_batch_size"]
-    given["modality"] |= SIZES.get(modality, {})
     changes = {"output_dir": str(folder), "max_steps": steps, "logging_steps": 50, "save_steps": 0, "eval_steps": 0}
+    changes |= {"modality": SIZES.get(modality, {})}
     path = data / source / "train.parquet" if modality != "audio" else folder.parent / "fsdd_train.parquet"
     return read(merge(given, changes | {"data": {"name": str(path), "column": column}, "report_to": "none"}))
 
@@ -173,7 +173,6 @@ def reference(name: str, modality: str, arguments) -> dict:
         split_by_speaker(arguments.data / "fsdd", arguments.work)
     config = config_of(source, modality, arguments.data, arguments.work / name)
     fit = fitted(config)
-    train, y, test, test_y = rows_of(config, modality, fit, arguments.data, arguments.work)
 
     def fresh(seed: int):
         import copy
@@ -181,13 +180,12 @@ def reference(name: str, modality: str, arguments) -> dict:
         config.run.seed = seed
         return config.build_objective(copy.deepcopy(fit)).backbone
 
-    scratch = budgets(fresh, train, y, test, test_y, modality)
     backbone = fresh(0)
-    train.modality = test.modality = backbone.modality
+    train, y, test, test_y = rows_of(config, modality, backbone.modality, arguments.data, arguments.work)
     return {
         "probe": probed(backbone, train, y, test, test_y),
-        "scratch": scratch,
         "plain": plain(modality, train, y, test, test_y),
+        "scratch": budgets(fresh, train, y, test, test_y, modality),
     }
 
 
@@ -262,15 +260,15 @@ def table(done: dict) -> str:
         if name.startswith("reference") or not known:
             continue
         best = {who: max(r["probe"].values(), key=statistics.mean) for who, r in (("ours", result), ("none", known))}
-        tuned, scratch = (max(v.values(), key=statistics.mean) for v in (result["finetuned"], known["scratch"]))
+        finetuned, scratch = (max(v.values(), key=statistics.mean) for v in (result["finetuned"], known["scratch"]))
         by_probe = objective in ("simclr", "byol") or modality == "text"
-        mine, other = (best["ours"], best["none"]) if by_probe else (tuned, scratch)
+        mine, other = (best["ours"], best["none"]) if by_probe else (finetuned, scratch)
         gain = statistics.mean(mine) - statistics.mean(other)
         verdict = f"{'yes' if gain > statistics.pstdev(mine) else 'no'}, {gain:+.1f}"
         probe, random = (" / ".join(text(r["probe"][p]) for p in ("native", "mean")) for r in (result, known))
         lines.append(
             f"| {modality} {objective} | {result['samples']:,} | {result['cpu_minutes']:.1f} | {probe} | {random} "
-            f"| {text(tuned)} | {text(scratch)} | {known['plain']:.1f} | {result['rankme'] or 0:.1f} "
+            f"| {text(finetuned)} | {text(scratch)} | {known['plain']:.1f} | {result['rankme'] or 0:.1f} "
             f"| {verdict} ({'probe' if by_probe else 'fine-tuned'}) |"
         )
     return "\n".join(lines)

@@ -182,3 +182,10 @@ def metrics(folder) -> list[dict]:
 
 if __name__ == "rank":
     run_rank(*JOB)  # noqa: F821
+
+
+# First lines of a script that knows nothing of this project, which may be installed here, too: who imports it fails.
+WITHOUT_US = """
+import sys
+sys.modules |= dict.fromkeys(["modalities", "encoders", "objectives", "training", "evaluation", "train", "export"])
+"""

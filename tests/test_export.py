@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import support
 import torch
 import yaml
 from finished import finished
@@ -284,10 +285,9 @@ def test_a_damaged_checkpoint_is_named_and_not_exported(tmp_path, capsys):
     assert "checkpoint-1 is damaged (model.safetensors has another SHA-256)" in capsys.readouterr().out
 
 
-STRANGER = """
-import sys
-# This project may be installed here, too; whoever imports it fails.
-sys.modules |= dict.fromkeys(["modalities", "encoders", "objectives", "training", "evaluation", "train", "export"])
+STRANGER = (
+    support.WITHOUT_US
+    + """
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from PIL import Image
@@ -297,6 +297,7 @@ with torch.no_grad():
     torch.save(AutoModel.from_pretrained(folder)(**pixels).last_hidden_state, sys.argv[3])
 AutoModelForImageClassification.from_pretrained(folder)
 """
+)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from threading import Thread
 import huggingface_hub
 import numpy as np
 import pytest
+import support
 import torch
 from finished import finished
 from PIL import Image
@@ -159,10 +160,9 @@ def refusal(*arguments) -> str:
     return message
 
 
-STRANGER = """
-import sys
-# This project may be installed here, too; whoever imports it, stock or pushed, fails.
-sys.modules |= dict.fromkeys(["modalities", "encoders", "objectives", "training", "evaluation", "train", "export"])
+STRANGER = (
+    support.WITHOUT_US
+    + """
 import numpy, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
@@ -171,6 +171,7 @@ with torch.no_grad():
     output = AutoModel.from_pretrained(sys.argv[1])(**pixels)
 torch.save([output.last_hidden_state, output.pooler_output], "features.pt")
 """
+)
 
 
 def load_elsewhere(hub: Hub, folder: Path, **environment: str) -> subprocess.CompletedProcess:

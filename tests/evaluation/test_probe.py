@@ -8,6 +8,7 @@ import pytest
 import support
 import torch
 from finished import finished
+from PIL import Image
 
 import probe
 from encoders.backbone import pool_leads, pool_pieces
@@ -122,8 +123,6 @@ def test_fine_tuning_learns_what_can_be_learned(tmp_path):
     for label, value in (("dark", 40), ("light", 210)):
         (folder / label).mkdir(parents=True)
         for i in range(12):
-            from PIL import Image
-
             pixels = np.random.default_rng(i).integers(value - 40, value + 40, (8, 8)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / label / f"{i}.png")
     rows = load(Data(name=str(folder)), modality)
