@@ -333,7 +333,7 @@ def test_torchrun_killed_and_started_again(undisturbed, data, tmp_path):
         os.kill(process, signal.SIGKILL)
     started.wait()
     ended = subprocess.run(argv, cwd=support.ROOT, capture_output=True, text=True, env=plain_environment(), check=False)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "continuing from" in ended.stdout
     assert outcome(tmp_path / "run") == outcome(undisturbed(2, 0))
 
