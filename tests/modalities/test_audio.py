@@ -11,8 +11,8 @@ import soundfile
 import torch
 from einops import rearrange
 
-from modalities import audio
-from modalities.audio import RATE, Audio, Clip, filterbank
+from modalities.audio import Audio, filterbank
+from modalities.audio_file import RATE, Clip
 from modalities.base import EVALUATION, BadSample, View
 from training.builtin.tones import TIMBRES, split
 
@@ -412,4 +412,4 @@ def test_tones_are_the_same_on_every_call():
     assert a.features["label"].names == list(TIMBRES) and sorted(set(a["label"])) == list(range(8))
     assert split(16, 2)["audio"] != a["audio"]
     wave, rate = soundfile.read(io.BytesIO(a[0]["audio"]["bytes"]))
-    assert (len(wave), rate) == (16_000, audio.RATE) and 0.05 < np.abs(wave).max() <= 0.9
+    assert (len(wave), rate) == (16_000, RATE) and 0.05 < np.abs(wave).max() <= 0.9

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from encoders import Backbone, Encoder
 from encoders.backbone import keep
 from modalities import EVALUATION, BadSample, Text, View
-from modalities.text import clean, pack, span
+from modalities.text import pack, span
+from modalities.tokenizer import clean
 from objectives import BYOL, MAE, Masked, SimCLR, masking
 from training.builtin.docstrings import docstrings, prose
 

@@ -1,0 +1,124 @@
+"""Sound files of any kind that libsndfile reads: windows of them, decoded alone, mono at 16 kHz."""
+
+import io
+import math
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from modalities.base import BadSample
+
+RATE = 16_000  # samples a second, of all that follows decoding
+FRAME = 400  # 25 ms, in samples: a filterbank's frame, and the least length
+LOUDEST = 16.0  # largest sane amplitude; full scale is 1, floats of a mix may pass it by some dB
+
+
+class Clip:
+    """One file whose header was read. Windows are decoded alone; a clip of at most `window` samples stays decoded.
+
+    Raises `BadSample`, also later, when a window turns out not to be what the header promised.
+    """
+
+    def __init__(self, source: bytes | str, window: int):
+        self.source, self.wave, self.latest = source, None, ((0, 0), None)
+        try:
+            file = self._open()
+        except Exception as error:  # libsndfile's, and Python's when a path cannot be opened
+            raise BadSample(reason(source, error)) from error
+        with file:
+            self.rate, self.frames = file.samplerate, file.frames
+            if not 1_000 <= self.rate <= 1_000_000:
+                raise BadSample(f"a rate of {self.rate} Hz in the header")
+            # Nearly always exact; the filters of a rate like 44,101 Hz would take gigabytes.
+            self.ratio = Fraction(RATE, self.rate).limit_denominator(1000)
+            self.length = math.ceil(self.frames * self.ratio)
+            check_length(self.length)
+            if self.length <= window:
+                self.wave = self._decode(file, 0, self.frames)
+                self.length = len(self.wave)
+
+    def window(self, start: int, length: int) -> np.ndarray:
+        """Samples at 16 kHz from `start` on, `length` or what there is: float32."""
+        if self.wave is not None:
+            return self.wave[start : start + length]
+        if self.latest[0] != (start, length):  # several views ask for the same window
+            begin, count = int(start / self.ratio), math.ceil(length / self.ratio)
+            with self._open() as file:
+                wave = self._decode(file, begin, min(count, self.frames - begin))
+            self.latest = (start, length), wave[:length]
+        return self.latest[1]
+
+    def _open(self):
+        import soundfile
+
+        return soundfile.SoundFile(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)
+
+    def _decode(self, file, begin: int, count: int) -> np.ndarray:
+        try:
+            if begin:
+                file.seek(begin)
+            wave = file.read(count, dtype="float32", always_2d=True)
+        except Exception as error:
+            raise BadSample(f"cannot be decoded at {begin / self.rate:.1f} s of {self._promise()}: {error}") from error
+        if len(wave) < 0.9 * count:  # MP3's own count of samples may be a frame or two off
+            raise BadSample(f"ends {len(wave) / self.rate:.1f} s after {begin / self.rate:.1f} s, of {self._promise()}")
+        if not np.isfinite(wave).all():
+            raise BadSample("samples that are not finite")
+        if np.abs(wave).max() > LOUDEST:
+            raise BadSample(f"samples up to {np.abs(wave).max():.3g}, where full scale is 1: scale the file")
+        channels = wave.shape[1]
+        wave = torch.from_numpy(wave) @ torch.full((channels,), 1 / channels)  # the mean, several times faster
+        if self.ratio != 1:
+            wave = resampler(self.ratio)(wave)
+        check_length(len(wave))
+        return wave.numpy()
+
+    def _promise(self) -> str:
+        return f"the {self.frames / self.rate:.1f} s that its header promises"
+
+
+def check_length(samples: int) -> None:
+    if samples < FRAME:
+        raise BadSample(f"{samples} samples at 16 kHz; the least length is {FRAME}, one frame of the filterbank")
+
+
+@lru_cache(maxsize=8)
+def resampler(ratio: Fraction):
+    from torchaudio.transforms import Resample
+
+    return Resample(ratio.denominator, ratio.numerator)
+
+
+# First bytes, where they start, what they say. All of these libsndfile cannot decode.
+KINDS = (
+    (b"ftyp", 4, "MPEG-4 (AAC or ALAC)"),
+    (b"\x1a\x45\xdf\xa3", 0, "WebM or Matroska"),
+    (b"\x30\x26\xb2\x75", 0, "Windows Media (WMA)"),
+    (b"\xff\xf1", 0, "AAC"),
+    (b"\xff\xf9", 0, "AAC"),
+    (b"#!AMR", 0, "AMR"),
+    (b"MAC ", 0, "Monkey's Audio"),
+    (b"wvpk", 0, "WavPack"),
+    (b"\x0b\x77", 0, "AC-3"),
+    (b"OggS", 0, "Ogg, of a codec other than Vorbis, Opus and FLAC"),
+)
+
+
+def reason(source: bytes | str, error: Exception) -> str:
+    """Why a file could not be opened."""
+    try:
+        if isinstance(source, bytes):
+            head = source[:64]
+        else:
+            with open(source, "rb") as file:
+                head = file.read(64)
+    except OSError as problem:
+        return f"no such file: {source}" if isinstance(problem, FileNotFoundError) else f"not readable: {problem}"
+    if not head:
+        return "an empty file"
+    for magic, start, kind in KINDS:
+        if head[start:].startswith(magic):
+            return f"{kind}: no decoder for it here (libsndfile has none); convert the file, to FLAC for instance"
+    return f"not readable as sound: {str(error).rpartition(': ')[2]}"

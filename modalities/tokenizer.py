@@ -1,0 +1,85 @@
+"""Tokenizers: a byte-level BPE trained on the rows, or a published one made to fit."""
+
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+SPECIALS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}  # RoBERTa's, in its order
+NEEDED = ("cls", "pad", "sep", "mask")
+FORMAT = 1  # of the cached tokenizers and windows; raise it when the code that makes them changes
+
+
+def clean(text: str | None) -> str:
+    """Without byte-order marks, carriage returns and white space at the ends: they are no text."""
+    return (text or "").replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def train(rows, column: str, vocab_size: int):
+    """A RoBERTa tokenizer with a byte-level BPE of the rows' text: the same for the same rows, and cached by them."""
+    import datasets
+    from datasets.fingerprint import Hasher
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+    from transformers import RobertaTokenizer
+
+    name = Hasher.hash((rows._fingerprint, column, vocab_size, FORMAT)) + ".json"
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "triptych_tokenizers" / name
+    if not path.exists():
+        trained = Tokenizer(models.BPE())
+        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIALS.values()),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        trained.train_from_iterator(excerpts(rows, column), trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            file.write(trained.to_str())
+        os.replace(file.name, path)
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    return RobertaTokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(pair) for pair in model["merges"]],
+        add_prefix_space=True,  # a word is the same token at the head of a window and within
+        mask_token=AddedToken(SPECIALS["mask"], lstrip=True, special=True),
+    )
+
+
+def excerpts(rows, column: str, most: int = 50_000_000, piece: int = 1000):
+    """Text to train a tokenizer on: rows evenly over the data, at most about `most` characters, in short pieces."""
+    step, seen = max(1, len(rows) // 500_000), 0
+    for batch in rows.select(range(0, len(rows), step)).select_columns([column]).iter(1000):
+        for text in map(clean, batch[column]):
+            yield from (text[i : i + piece] for i in range(0, len(text), piece))
+            seen += len(text)
+        if seen > most:
+            return
+
+
+def complete(tokenizer):
+    """A fast tokenizer with all the tokens that the model needs, that writes `<s>` before and `</s>` after a text."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    if not tokenizer.is_fast:
+        raise ValueError("modality.tokenizer is not a fast tokenizer (one with a tokenizer.json)")
+    missing = {f"{role}_token": SPECIALS[role] for role in NEEDED if getattr(tokenizer, f"{role}_token") is None}
+    if missing:
+        logging.getLogger(__name__).warning("the tokenizer has no %s: added", ", ".join(missing))
+        tokenizer.add_special_tokens(missing)
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    plain = tokenizer("a a", add_special_tokens=False)["input_ids"]
+    if dict(tokenizer("a a")) == {"input_ids": [first, *plain, last], "attention_mask": [1] * (len(plain) + 2)}:
+        return tokenizer
+    backend, cls, sep = tokenizer.backend_tokenizer, tokenizer.cls_token, tokenizer.sep_token
+    backend.post_processor = TemplateProcessing(
+        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} {sep} $B {sep}", special_tokens=[(cls, first), (sep, last)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "attention_mask"],  # the native class has one token type
+        **{f"{role}_token": getattr(tokenizer, f"{role}_token") for role in SPECIALS},
+    )
