@@ -28,8 +28,8 @@ class Text(Modality):
             BPE, trained on the training rows.
         vocab_size: rows of the word embedding. Default: 8192 for the trained tokenizer, a named one's own size, below
             which it never is.
-        max_length: tokens of a window, `<s>` and `</s>` included.
-        max_positions: places of the position table, where that should have more than `max_length`.
+        max_length: tokens of a window, `<s>` and `</s>` included. Default: as many as `max_positions`, or 128.
+        max_positions: places of the position table. Default: `max_length`; a checkpoint to start from has its own.
         whole_words: masked objectives hide whole words.
         augmentation: strong views: `split` gives each token to one of two disjoint views (`scale` is not used); `span`
             keeps a random run of words, of a length in `scale`.
@@ -46,7 +46,7 @@ class Text(Modality):
         self,
         tokenizer: str | None = None,
         vocab_size: int | None = None,
-        max_length: int = 128,
+        max_length: int | None = None,
         max_positions: int | None = None,
         whole_words: bool = False,
         augmentation: Literal["split", "span"] = "split",
@@ -58,10 +58,13 @@ class Text(Modality):
         least = len(SPECIALS) + 256
         if tokenizer is None and vocab_size is not None and vocab_size < least:
             raise ValueError(f"modality.vocab_size {vocab_size}: a byte-level tokenizer has at least {least}; try 8192")
+        max_length = max_positions or 128 if max_length is None else max_length
         if max_length < 3:
             raise ValueError(f"modality.max_length {max_length} leaves no room between <s> and </s>; try 128")
         if max_positions is not None and max_positions < max_length:
-            raise ValueError(f"modality.max_positions {max_positions} is below modality.max_length {max_length}")
+            raise ValueError(
+                f"modality.max_positions {max_positions} is below modality.max_length {max_length}; lower the latter"
+            )
         if not 0 <= deletion < 1:
             raise ValueError(f"modality.deletion {deletion} is not in [0, 1); try 0.1")
         self.named, self.vocab_size = tokenizer, vocab_size

@@ -82,7 +82,6 @@ class Roberta(Family):
         settings = {
             "tokenizer": path,
             "vocab_size": config.vocab_size,
-            "max_length": places,
             "max_positions": places,
             "token_types": config.type_vocab_size,
             "eps": config.layer_norm_eps,

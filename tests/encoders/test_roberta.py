@@ -20,6 +20,7 @@ from encoders.native import load, start_from
 from encoders.native.roberta import Roberta
 from modalities import EVALUATION, Text
 from objectives import MAE, Masked, SimCLR, masking
+from training.config import read
 
 WORDS = "river stone light garden music winter table paper window forest market child engine sugar letter".split()
 
@@ -187,7 +188,14 @@ def test_native_to_ours_to_native_is_equal_bit_for_bit(tmp_path, text, texts, ma
 def test_starting_is_possible_with_shorter_windows_and_refused_with_another_padding(tmp_path, text):
     published(tmp_path, text, True)
     family, start = start_from(str(tmp_path), "text")
-    modality = Text(**start.modality | {"max_length": 16})
+    for given, length in (({}, 68), ({"max_length": 16}, 16)):  # the checkpoint's, unless a run asks for less
+        config = read({"modality": {"name": "text"} | given, "data": "texts.txt", "output_dir": "run"})
+        config.adopt(start)
+        modality = config.build_modality()
+        assert (modality.max_length, modality.max_positions) == (length, 68)
+    config.modality["max_length"] = 69
+    with pytest.raises(ValueError, match="max_positions 68 is below modality.max_length 69"):
+        config.build_modality()
     modality.fit(None, "text")
     objective = MAE(Backbone(modality, Encoder(**start.encoder)), decoder_width=16, decoder_depth=1)
     load(family, start, objective)  # the head has no use here, the encoder's weights all have

@@ -133,7 +133,7 @@ def test_the_trained_tokenizer_is_the_same_again_and_loads_natively(text, tmp_pa
 
 
 def test_wrong_settings_say_what_to_do():
-    for wrong in ({"vocab_size": 100}, {"max_length": 2}, {"max_positions": 16}, {"deletion": 1.0}):
+    for wrong in ({"vocab_size": 100}, {"max_length": 2}, {"max_positions": 16, "max_length": 24}, {"deletion": 1.0}):
         with pytest.raises(ValueError, match=f"modality.{next(iter(wrong))}"):
             Text(**wrong)
     with pytest.raises(ValueError, match="fit or load"):
