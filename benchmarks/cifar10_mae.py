@@ -3,8 +3,9 @@
     python benchmarks/cifar10_mae.py path/to/cifar10 [--budgets 2,6,20,curve] [--threads 2] [--work runs/cifar10_mae]
 
 Each cell is a JSON line in `cells.jsonl` of the work folder; cells that are there are not run again. The table is
-printed last; `curve` is the probe after fewer samples, each a run of its own with its own schedule. The peer is trained on the same samples in the same order with the same masks, optimizer and schedule,
-from its own initialisation; its encoder is then read back through the import and evaluated by the same code.
+printed last; `curve` is the probe after fewer samples, each a run of its own with its own schedule. The peer is trained
+on the same samples in the same order with the same masks, optimizer and schedule, from its own initialisation; its
+encoder is then read back through the import and evaluated by the same code.
 """
 
 import argparse
@@ -17,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# minutes on two cores -> patch, batch, samples. `train.py` takes 1,720 samples/s at patch 8 and batch 32 (one thread and
-# one worker), 950 at patch 4 and batch 32, 1,150 at patch 4 and batch 64 (two threads).
+# minutes on two cores -> patch, batch, samples. `train.py` takes 1,720 samples/s at patch 8 and batch 32 (one thread
+# and one worker), 950 at patch 4 and batch 32, 1,150 at patch 4 and batch 64 (two threads).
 BUDGETS = {"2": (8, 32, 205_000), "6": (8, 32, 615_000), "20": (4, 64, 1_380_000)}
 CURVE = {f"curve {samples}": (4, 32, samples) for samples in (30_000, 60_000, 110_000, 340_000)}
 # patch -> per cent of the labels -> two numbers of samples of fine-tuning; the better one counts, for everybody
