@@ -338,6 +338,16 @@ def test_torchrun_killed_and_started_again(undisturbed, data, tmp_path):
     assert outcome(tmp_path / "run") == outcome(undisturbed(2, 0))
 
 
+@pytest.mark.slow
+def test_the_deepspeed_launcher_gives_the_same(undisturbed, data, tmp_path):
+    launcher = shutil.which("deepspeed", path=Path(sys.executable).parent)
+    environment = plain_environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    argv = [launcher, "--num_gpus", "2", "train.py", *command(tmp_path / "run", data, 2, 0)]
+    ended = subprocess.run(argv, cwd=support.ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert outcome(tmp_path / "run") == outcome(undisturbed(2, 0))
+
+
 def children(parent: int) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*/stat"):
