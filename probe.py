@@ -1,10 +1,12 @@
 """Probe: is a run any good? Frozen features, always beside the same encoder untrained.
 
-python probe.py runs/mine [--data other] [--labels [2,10]] [--draws 5]
+python probe.py runs/mine [--data other] [--labels 2,10] [--draws 5]
 """
 
 import json
+import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -30,8 +32,9 @@ def probe(
         label_column: column of labels. Default: the one class label.
         train_split: split whose labels the probe learns from.
         test_split: split it is judged on; if there is none, a fifth of the other is held out.
-        labels: labels a class, one or more numbers. Default: all.
-        draws: label draws, at least 3; the mean and deviation over them are printed.
+        labels: labels a class, one or more numbers, such as 2,10. Default: all.
+        draws: label draws, at least 3; the mean and deviation over them are printed. Of all labels there is one draw,
+            and the deviation is that of so many test rows.
         most: rows of each split that are used at most.
         threads: threads for torch. Default: torch's own choice.
 
@@ -81,10 +84,16 @@ def probe(
                     mean, deviation = over_draws(
                         judge, x[pooling], y[kept], t[pooling], test_y[test_kept], per_class, draws if per_class else 1
                     )
+                    if not per_class:  # binomial
+                        deviation = math.sqrt(mean * (100 - mean) / len(test_kept))
                     rows.append(
                         {"encoder": name, "pooling": pooling, "probe": kind, "labels": per_class or "all",
                          "accuracy": mean, "deviation": deviation}
                     )  # fmt: skip
+    chance = 100 * np.bincount(test_y).max() / len(test_y)
+    print(
+        f"accuracy, %; {len(train):,} rows to learn from, {len(test):,} to judge; the largest class alone: {chance:.1f}"
+    )
     show(rows)
     (Path(run) / "probe.json").write_text(json.dumps(rows, indent=1))
     return rows
@@ -107,14 +116,27 @@ def show(rows: list[dict]) -> None:
     Console().print(table)
     count = sum(value > 0 for value in best.values())
     print(f"{count} of {len(best)} cells are above the untrained encoder by more than a deviation")
+    print("pooling: native is what the exported model's own head reads, mean that of all pieces")
+    if count < len(best) and "all" in {r["labels"] for r in rows}:
+        print(
+            "with many labels an untrained encoder may do as well: try --labels 2,10, or a test split of other sources"
+        )
+
+
+def listed(argv: list[str]) -> list[str]:
+    """`--labels 2 10` and `--labels 2,10` -> `--labels [2,10]`, which the parser reads."""
+    text = "\n".join(argv)
+    return re.sub(
+        r"(?<=--labels)[\n=]([\d,\n]+)(?=\n|$)", lambda m: "\n[" + ",".join(re.findall(r"\d+", m[1])) + "]", text
+    ).split("\n")
 
 
 def main(argv: list[str] | None = None) -> None:
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentError, auto_cli
 
     try:
-        auto_cli(probe, args=argv, as_positional=True)
-    except (UserError, ValueError) as error:
+        auto_cli(probe, args=listed(sys.argv[1:] if argv is None else argv), as_positional=True, exit_on_error=False)
+    except (UserError, ValueError, ArgumentError) as error:
         sys.exit(f"probe.py: {one_line(error)}")
 
 

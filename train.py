@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
         pretrain(config)
     except UserError as error:
         sys.exit(f"train.py: {one_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit("train.py: interrupted; the same command continues from the newest checkpoint")
 
 
 if __name__ == "__main__":

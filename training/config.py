@@ -251,9 +251,15 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
     argv = [re.sub(rf"^--({'|'.join(GROUPS)})(?==|$)", r"--\1.name", argument) for argument in argv]
     names = {}
     for group, table in (("modality", MODALITIES), ("objective", OBJECTIVES)):
-        names[group] = str(peek(argv, f"--{group}.name") or given.get(group, {}).get("name") or next(iter(table)))
+        asked, filed = peek(argv, f"--{group}.name"), given.get(group, {}).get("name")
+        names[group] = str(asked or filed or next(iter(table)))
         if names[group] not in table:
             raise UserError(f"{group} {names[group]!r} is not one of {', '.join(table)}{nearest(names[group], table)}")
+        if asked and filed and asked != filed:  # the file's settings are another's
+            left = ", ".join(without_name(given[group])) or "none"
+            line = f"{group} {asked} instead of {filed}: the file's settings of it are left out ({left})"
+            print(line, file=sys.stderr)
+            given = given | {group: {"name": asked}}
     parser = schema(names["modality"], names["objective"], program)
     argv = with_values(argv, [f.name for f in dataclasses.fields(Run) if f.type is bool])
     known = {action.dest for action in parser._actions}

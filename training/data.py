@@ -41,7 +41,9 @@ class Rows:
 
     def labels(self) -> np.ndarray:
         if self.label is None:
-            raise UserError(f"data {self.name} has no class label column; name one with data.label_column")
+            raise UserError(
+                f"data {self.name} has no class label column: name its column of labels, or other data that has one"
+            )
         values = self.table[self.label]
         return (
             np.unique(np.asarray(values), return_inverse=True)[1] if isinstance(values[0], str) else np.asarray(values)
@@ -164,7 +166,7 @@ def _folder(path: Path, modality: Modality, files: list[Path] | None = None):
             others[file.suffix.lower() or "no suffix"] += 1
     if not found:
         looks = [n for n, cls in MODALITIES.items() if any(s in cls.suffixes for s in others)]
-        hint = f"; its files look like {looks[0]}: --modality {looks[0]}" if looks else ""
+        hint = f"; its files look like modality {looks[0]}" if looks else ""
         there = ", ".join(f"{n} {s}" for s, n in others.most_common(5)) or "it is empty"
         raise UserError(f"data {path}: no file that modality {_name(modality)} reads ({there}){hint}")
     if others:

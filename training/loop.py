@@ -49,9 +49,13 @@ def open_folder(config: Config) -> tuple[Path, Path | None]:
     old = yaml.safe_load((folder / "config.yaml").read_text())
     changed = differences(old, checkpoint.plain(config.to_dict()))
     if changed:
-        raise UserError(
-            f"output_dir {folder} holds a run with other settings ({', '.join(changed)}); choose another folder, "
+        way = (
             "or give the same settings to continue it"
+            if checkpoint.folders(folder)
+            else "or delete it: it has no checkpoint yet"
+        )
+        raise UserError(
+            f"output_dir {folder} holds a run with other settings ({', '.join(changed)}); choose another folder, {way}"
         )
     return folder, checkpoint.newest(folder, print if int(os.environ.get("RANK", 0)) == 0 else lambda _: None)
 
@@ -125,10 +129,12 @@ class Loop:
         monitor, figures = Monitor(self.steps), {}
         self.log = Log(self.folder, run, self.steps, self.step, silent=not self.first_rank)
         rate_note = f"= {run.base_learning_rate} × {self.batch} / 256 " if run.base_learning_rate else ""
+        samples = len(self.table) + len(self.eval_table)
+        cut = f"; {len(self.rows):,} rows were cut into these" if samples != len(self.rows) else ""
         self.log.say(
             f"{self.steps:,} steps of {self.batch} samples on {self.engine.ranks} rank(s), ZeRO-{self.engine.stage}; "
             f"learning rate {self.peak:.3g} {rate_note}; {len(self.table):,} samples to train on, "
-            f"{len(self.eval_table):,} held out"
+            f"{len(self.eval_table):,} held out{cut}"
         )
         batches = self.order.micro_batches(
             self.step, self.steps, run.gradient_accumulation_steps, self.engine.rank, self.engine.ranks
@@ -178,6 +184,7 @@ class Loop:
                     self.save()
             self.log.say(f"verdict: {monitor.verdict()}")
             self.log.say(f"{self.folder}: {self.steps:,} steps done, {len(self.bad)} unusable samples replaced")
+            self.log.say(f"next: python probe.py {self.folder}; python export.py {self.folder} --to exported")
         finally:
             ahead.shutdown()
             self.log.close()

@@ -106,6 +106,26 @@ def test_the_command_writes_a_table_beside_the_untrained_encoder(tmp_path, capsy
     assert "cells are above the untrained encoder" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("argv", "same"),
+    [
+        ("runs/9 --labels 2 10 --draws 5", "runs/9 --labels [2,10] --draws 5"),
+        ("runs/9 --labels=2,10", "runs/9 --labels [2,10]"),
+        ("--labels 3 9_run", "--labels [3] 9_run"),
+        ("runs/9 --labels [2,10]", "runs/9 --labels [2,10]"),
+        ("runs/9 --draws 10", "runs/9 --draws 10"),
+    ],
+)
+def test_labels_may_be_written_as_people_do(argv, same):
+    assert probe.listed(argv.split()) == same.split()
+
+
+def test_a_wrong_option_is_one_line(capsys):
+    with pytest.raises(SystemExit, match=r"probe.py: .*labels.*"):
+        probe.main(["run", "--labels", "many"])
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("change", "message"), [({"draws": 2}, "draws 2"), ({"label_column": "mood"}, "mood")])
 def test_refusals_of_the_command(change, message, tmp_path):
     finished("image", "mae", tmp_path / "run")

@@ -335,7 +335,7 @@ def test_wrong_data(tmp_path, pictures, capfd, monkeypatch):
     (tmp_path / "music").mkdir()
     (tmp_path / "music" / "a.wav").write_bytes(b"RIFF")
     assert "it is empty" in refused("--data", tmp_path / "empty")
-    assert "look like audio: --modality audio" in refused("--data", tmp_path / "music")
+    assert "look like modality audio" in refused("--data", tmp_path / "music")
     assert "no such file or folder" in refused("--data", tmp_path / "nowhere")
     assert "did you mean digits" in refused("--data", "digit")
     assert "has no split 'tain'; it has train" in refused("--data", pictures, "--data.split", "tain")

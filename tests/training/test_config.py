@@ -72,6 +72,17 @@ def test_a_dictionary(file):
         read({"objective": {"name": "simclr", "temprature": 1.0}})
 
 
+def test_another_objective_leaves_the_files_settings_of_it_out(file, capsys):
+    from_file = read(yaml.safe_load(YAML))
+    name = "masked" if from_file.objective["name"] != "masked" else "mae"
+    config = from_command_line(["--config", file, "--objective", name])
+    assert config.objective == from_command_line(["--objective", name]).objective
+    assert config.run == from_file.run and config.modality == from_file.modality
+    assert f"objective {name} instead of {from_file.objective['name']}" in capsys.readouterr().err
+    from_command_line(["--config", file, "--objective", from_file.objective["name"]])
+    assert not capsys.readouterr().err
+
+
 def test_a_dictionary_of_deepspeed_settings():
     given = {"zero_optimization": {"stage": 2, "overlap_comm": True}, "train_batch_size": "auto"}
     assert read({"deepspeed": given}).run.deepspeed == given
