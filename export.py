@@ -38,9 +38,13 @@ def export(
     Raises:
         UserError: for what the user can mend; nothing is left half-written.
     """
+    import torch
+
     from encoders.native import family_of
     from evaluation.load import backbone_of, from_run
 
+    # transformers imports DeepSpeed to save, which says what it found unless it is told.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(to) if to else Path(run) / "exported"
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose another folder with --to")

@@ -22,7 +22,7 @@ parser.add_argument("model", help="folder of an export, or hub id")
 parser.add_argument("data", type=Path, help="folder of class folders, or parquet file")
 parser.add_argument("--output_dir", default="finetuned")
 parser.add_argument("--epochs", type=float, default=20)
-parser.add_argument("--learning_rate", type=float, default=1e-3)
+parser.add_argument("--learning_rate", type=float, default=2e-4)
 parser.add_argument("--batch_size", type=int, default=32)
 args = parser.parse_args()
 
