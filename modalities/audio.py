@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modalities.audio_file import FRAME, RATE, Clip
-from modalities.base import EVALUATION, BadSample, Grid, View
+from modalities.base import EVALUATION, BadSample, Grid, View, bytes_or_path
 from modalities.hashing import generator, mix, uniform
 
 HOP, FFT = 160, 512  # 10 ms between frames, in samples; Kaldi's, as ASTFeatureExtractor has them
@@ -162,14 +162,7 @@ class Audio(Grid):
 
     def read(self, value) -> Clip:
         """`{"bytes", "path"}` or a path -> a clip. No more than one window of it is decoded, now or later."""
-        if isinstance(value, dict):
-            value = value["bytes"] if value.get("bytes") is not None else value["path"]
-        if isinstance(value, str) and "://" in value:  # in an archive
-            import fsspec
-
-            with fsspec.open(value) as file:
-                value = file.read()
-        return Clip(value, self.window)
+        return Clip(bytes_or_path(value), self.window)
 
     def view(self, sample: Clip, view: View, seed: int) -> dict[str, Tensor]:
         """`data [s]` the waveform, padded; `valid_frames` without padding; what to do on the device, if anything."""

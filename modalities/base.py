@@ -28,6 +28,18 @@ class BadSample(ValueError):
     """A row that cannot be used. The loader replaces it, counts it and writes its reason to `bad_samples.jsonl`."""
 
 
+def bytes_or_path(cell: Any) -> Any:
+    """A cell `{"bytes", "path"}` or a path -> bytes, where they are at hand or in an archive, or else the path."""
+    if isinstance(cell, dict):
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell["path"]
+    if isinstance(cell, str) and "://" in cell:
+        import fsspec
+
+        with fsspec.open(cell) as file:
+            return file.read()
+    return cell
+
+
 @dataclass(frozen=True)
 class View:
     """What an objective wants of one view of a sample; each modality translates it.

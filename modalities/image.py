@@ -3,13 +3,14 @@
 import io
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from modalities.base import BadSample, Grid, View
+from modalities.base import BadSample, Grid, View, bytes_or_path
 from modalities.hashing import generator
 
 WHITE = 255  # the background that transparent pixels go over; the exported processor has the same
@@ -133,12 +134,13 @@ class Image(Grid):
         from PIL import ImageOps
 
         try:
-            if isinstance(value, dict):
-                data = value.get("bytes")
-                if self.channels == 3 and data is not None and (picture := small_jpeg(data)) is not None:
+            value = bytes_or_path(value)
+            if not isinstance(value, pillow.Image):
+                data = value if isinstance(value, bytes) else Path(value).read_bytes()
+                if self.channels == 3 and (picture := small_jpeg(data)) is not None:
                     return picture
-                value = io.BytesIO(data) if data is not None else value["path"]
-            picture = value if isinstance(value, pillow.Image) else pillow.open(value)
+                value = pillow.open(io.BytesIO(data))
+            picture = value
             if picture.width * picture.height > pillow.MAX_IMAGE_PIXELS:
                 raise BadSample(f"{picture.width}×{picture.height} pixels, more than {pillow.MAX_IMAGE_PIXELS}")
             picture.load()

@@ -357,7 +357,7 @@ class Samples(Dataset):
                     used.append(row)
                     break
                 except BadSample as error:
-                    bad[int(self.numbers[row])] = (source(cell), str(error))
+                    bad[int(self.numbers[row])] = (name_of(cell), str(error))
                     row = mix(row, attempt) % len(self.table)
                     cell = self.table[row][self.column]
             else:
@@ -368,16 +368,11 @@ class Samples(Dataset):
         return {"views": [identity | view for view in views], "bad": bad}
 
     def _views(self, cell: Any, seed: int) -> list[dict[str, Tensor]]:
-        if isinstance(cell, dict) and cell.get("bytes") is None and "://" in (cell.get("path") or ""):
-            import fsspec
-
-            with fsspec.open(cell["path"]) as file:
-                cell = {"path": cell["path"], "bytes": file.read()}
         sample = self.modality.read(cell)
         return [self.modality.view(sample, view, seed) for view in self.views]
 
 
-def source(cell: Any) -> str:
+def name_of(cell: Any) -> str:
     """A name for a cell that people can find again."""
     return str(cell.get("path")) if isinstance(cell, dict) else str(cell)[:80]
 

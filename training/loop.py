@@ -19,7 +19,7 @@ from modalities.hashing import mix
 from objectives import Objective, Progress
 from training import checkpoint
 from training.config import Config, UserError, differences
-from training.data import Order, Rows, Samples, held_out, loader, source
+from training.data import Order, Rows, Samples, held_out, loader, name_of
 from training.engine import Engine, global_batch, learning_rate
 from training.log import Log, environment
 from training.monitor import Monitor
@@ -33,7 +33,7 @@ def fingerprint(rows: Rows) -> str:
     state = hashlib.sha256(f"{count} {rows.column}".encode())
     for i in sorted({i * (count - 1) // 99 for i in range(100)}):
         cell = rows.table[i][rows.column]
-        state.update(repr(cell.get("bytes") or source(cell) if isinstance(cell, dict) else cell).encode())
+        state.update(repr(cell.get("bytes") or name_of(cell) if isinstance(cell, dict) else cell).encode())
     return state.hexdigest()[:16]
 
 

@@ -1,6 +1,7 @@
 """Reading small JPEGs without Pillow gives what Pillow gives."""
 
 import io
+import zipfile
 
 import numpy as np
 import pytest
@@ -38,3 +39,15 @@ def test_what_needs_pillow_is_left_to_it():
     assert Image(8, 4).read({"bytes": jpeg(exif=turned), "path": None}).size == (47, 33)
     with pytest.raises(BadSample, match="not a readable picture: .*truncated"):
         Image(8, 4).read({"bytes": jpeg()[:-40], "path": None})
+
+
+def test_files_and_archives_are_read_too(tmp_path):
+    data = jpeg()
+    (tmp_path / "a.jpg").write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("inner/a.jpg", data)
+    for path in (tmp_path / "a.jpg", f"zip://inner/a.jpg::{tmp_path}/a.zip"):
+        read = Image(8, 4).read({"bytes": None, "path": str(path)})
+        assert np.array_equal(read, pillow.open(io.BytesIO(data)))
+    with pytest.raises(BadSample, match="no such file: .*b.jpg"):
+        Image(8, 4).read(str(tmp_path / "b.jpg"))
