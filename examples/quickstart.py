@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 LABELS, DRAWS = (2, 10), 5
 CONFIGS = {"image": "image_digits", "audio": "audio_tones", "text": "text_docstrings"}
-STEPS, BATCH = {"image": 350, "audio": 100, "text": 100}, 20  # of fine-tuning; from scratch gets as many
+STEPS, BATCH = {"image": 350, "audio": 150, "text": 100}, 20  # of fine-tuning; from scratch gets as many
 
 
 def main(modality: str = "image", work: Path = ROOT / "runs", **changes) -> None:
