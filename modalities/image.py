@@ -134,13 +134,12 @@ class Image(Grid):
         from PIL import ImageOps
 
         try:
-            value = bytes_or_path(value)
-            if not isinstance(value, pillow.Image):
-                data = value if isinstance(value, bytes) else Path(value).read_bytes()
-                if self.channels == 3 and (picture := small_jpeg(data)) is not None:
-                    return picture
-                value = pillow.open(io.BytesIO(data))
-            picture = value
+            picture = bytes_or_path(value)
+            if not isinstance(picture, pillow.Image):
+                data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+                if self.channels == 3 and (small := small_jpeg(data)) is not None:
+                    return small
+                picture = pillow.open(io.BytesIO(data))
             if picture.width * picture.height > pillow.MAX_IMAGE_PIXELS:
                 raise BadSample(f"{picture.width}×{picture.height} pixels, more than {pillow.MAX_IMAGE_PIXELS}")
             picture.load()
