@@ -194,8 +194,8 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         )
     ).train()  # fmt: skip
-    # As transformers 5.24 constructs it, positions and mask token are zeros: its own `initialize_weights` returns at once,
-    # since the projection is marked as initialised by then. A peer without positions is none.
+    # As transformers 5.24 constructs it, positions and mask token are zeros: its own `initialize_weights` returns at
+    # once, since the projection is marked as initialised by then. A peer without positions is none.
     del model.vit.embeddings.patch_embeddings.projection._is_hf_initialized
     model.vit.embeddings.initialize_weights()
     model.decoder.initialize_weights(model.vit.embeddings.patch_embeddings.num_patches)

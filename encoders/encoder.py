@@ -1,8 +1,16 @@
 """The one transformer that all modalities share: the classic pre-norm trunk (LayerNorm, biases, exact GELU)."""
 
+from typing import TYPE_CHECKING
+
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:  # importing it takes half a second
+    from torch.nn.attention.flex_attention import BlockMask
+
+    Attend = Bool[Tensor, "r 1 w m"] | BlockMask
 
 # width, depth, heads (ViT: Dosovitskiy et al. 2021, table 1; tiny and small: DeiT, Touvron et al. 2021)
 PRESETS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -65,18 +73,38 @@ class Encoder(nn.Module):
         With `every_layer`, a list as the native classes' `hidden_states`: the input, then each block's output, the last
         of them normalised. With `wanted`, only that many tokens, the last of each row, come out of the last block.
         """
-        attend = None if segment is None else same_segment(segment)
+        seen = tokens.shape[1]
+        attend = None if segment is None else same_segment(segment, seen)
         layers = [tokens]
         for number, block in enumerate(self.blocks, 1):
-            tokens = block(tokens, attend, wanted if wanted and number == self.depth else tokens.shape[1])
+            if number == self.depth and wanted and wanted < seen:
+                seen, attend = wanted, None if segment is None else same_segment(segment, wanted)
+            tokens = block(tokens, attend, seen)
             layers.append(tokens)
         tokens = self.norm(tokens)
         return [*layers[:-1], tokens] if every_layer else tokens
 
 
-def same_segment(segment: Int[Tensor, "r m"]) -> Bool[Tensor, "r 1 m m"]:
-    """True where a token (third axis) may see another (fourth). Holes see each other, so that no row is empty."""
-    return (segment[:, :, None] == segment[:, None, :])[:, None]
+def same_segment(segment: Int[Tensor, "r m"], wanted: int) -> "Attend":
+    """True where one of the last `wanted` tokens of a row (third axis) may see a token (fourth).
+
+    Holes see each other, so that no row is empty. Compiled for a GPU it is a mask of FlexAttention, which leaves out
+    the blocks that no two tokens share: it pays for long rows, and only compiled.
+    """
+    if torch.compiler.is_compiling() and _flexible(segment):
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        (rows, tokens), before = segment.shape, segment.shape[1] - wanted
+
+        def same(row, head, query, key):
+            return segment[row, query + before] == segment[row, key]
+
+        return create_block_mask(same, rows, None, wanted, tokens, segment.device)
+    return (segment[:, -wanted:, None] == segment[:, None, :])[:, None]
+
+
+def _flexible(segment: Tensor) -> bool:
+    return segment.is_cuda
 
 
 class Block(nn.Module):
@@ -87,9 +115,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps)
         self.mlp = MLP(width, round(width * mlp_ratio))
 
-    def forward(
-        self, x: Float[Tensor, "r m d"], attend: Bool[Tensor, "r 1 m m"] | None, wanted: int
-    ) -> Float[Tensor, "r w d"]:
+    def forward(self, x: Float[Tensor, "r m d"], attend: "Attend | None", wanted: int) -> Float[Tensor, "r w d"]:
         """All tokens are seen, and the last `wanted` of a row come out."""
         x = x[:, -wanted:] + self.attention(self.norm1(x), attend, wanted)
         return x + self.mlp(self.norm2(x))
@@ -110,12 +136,15 @@ class Attention(nn.Module):
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
 
-    def forward(
-        self, x: Float[Tensor, "r m d"], attend: Bool[Tensor, "r 1 m m"] | None, wanted: int
-    ) -> Float[Tensor, "r w d"]:
+    def forward(self, x: Float[Tensor, "r m d"], attend: "Attend | None", wanted: int) -> Float[Tensor, "r w d"]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        attend = None if attend is None else attend[:, :, -wanted:]
-        x = F.scaled_dot_product_attention(q[:, :, -wanted:], k, v, attn_mask=attend)
+        q = q[:, :, -wanted:]
+        if attend is None or isinstance(attend, Tensor):
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+        else:
+            from torch.nn.attention.flex_attention import flex_attention
+
+            x = flex_attention(q, k, v, block_mask=attend)
         return self.out(x.transpose(1, 2).flatten(2))
 
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from encoders import Backbone, Encoder
 from encoders.backbone import keep
 from modalities import EVALUATION, BadSample, Text, View
-from modalities.text import pack, span
+from modalities.text import pack, pack_fixed, span
 from modalities.tokenizer import clean
 from objectives import BYOL, MAE, Masked, SimCLR, masking
 from training.builtin.docstrings import docstrings, prose
@@ -133,7 +133,13 @@ def test_the_trained_tokenizer_is_the_same_again_and_loads_natively(text, tmp_pa
 
 
 def test_wrong_settings_say_what_to_do():
-    for wrong in ({"vocab_size": 100}, {"max_length": 2}, {"max_positions": 16, "max_length": 24}, {"deletion": 1.0}):
+    for wrong in (
+        {"vocab_size": 100},
+        {"max_length": 2},
+        {"max_positions": 16, "max_length": 24},
+        {"deletion": 1.0},
+        {"row_length": 100},
+    ):
         with pytest.raises(ValueError, match=f"modality.{next(iter(wrong))}"):
             Text(**wrong)
     with pytest.raises(ValueError, match="fit or load"):
@@ -199,6 +205,31 @@ def test_packing_loses_nothing_repeats_nothing_and_fills_the_rows():
             filling.append((sum(lengths) + size) / (len(rows) * length))
     assert np.mean(filling) > 0.955 and min(filling) > 0.92
     assert pack([5], 1) == [[0]] and len(pack([127] * 8, 1)) == 8
+
+
+def test_rows_of_a_fixed_length_lose_nothing_and_fill_up_with_the_batch():
+    for size, aim in ((64, 0.925), (128, 0.945), (256, 0.95)):
+        filling = []
+        for seed in range(10):
+            random = np.random.default_rng(seed)
+            lengths = np.clip(np.exp(random.normal(4.05, 0.36, size)), 10, 127).astype(int).tolist()
+            rows, slots = pack_fixed(lengths, 1, 256)
+            assert sorted(i for row in rows for i in row) == list(range(size))
+            assert max(sum(lengths[i] for i in row) for row in rows) <= 256 - slots >= 256 - 8
+            assert max(map(len, rows)) <= slots
+            filling.append((sum(lengths) + size) / (len(rows) * 256))
+        assert np.mean(filling) > aim
+    assert pack_fixed([127] * 3, 1, 128) == ([[0], [1], [2]], 1)
+    assert pack_fixed([5], 2, 7) == ([[0]], 1)
+
+
+def test_row_length_gives_the_same_vectors_in_rows_of_one_length(text, backbone, monkeypatch):
+    samples, seed = batch(text, sentences(24))
+    free = backbone(text.collate(samples, seed))
+    monkeypatch.setattr(text, "row_length", 64)
+    view = text.collate(samples, seed)
+    assert view["data"].shape[1] + view["samples"].shape[1] == 64
+    torch.testing.assert_close(backbone(view), free, rtol=1e-5, atol=1e-5)
 
 
 def test_equal_packed_padded_and_alone(text, backbone):
