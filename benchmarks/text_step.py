@@ -4,7 +4,9 @@
 
 Peers: `RobertaPreLayerNormForMaskedLM` with every text padded to 128 tokens, and with each batch padded to its own
 longest text. All three do the same step (forward, backward, AdamW) on the same texts in turn, batch after batch, so
-that a change of the machine's load falls on all of them. The same tokens are hidden.
+that a change of the machine's load falls on all of them. The same tokens are hidden. With `--compile`, ours compiled
+as well, in rows of 256 tokens and in rows as they fill best; the first eight steps of each are left out, in which it
+compiles (minutes).
 """
 
 import argparse
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -47,15 +50,25 @@ def main() -> None:
     objective = Masked(Backbone(text, Encoder(args.width, args.depth, args.heads)))
     native = Roberta().export(objective.backbone, objective.head).train()
     optimizers = {m: torch.optim.AdamW(m.parameters(), 1e-4) for m in (objective, native)}
+    compiled = torch.compile(objective)
+    optimizers[compiled] = optimizers[objective]
     spec, order = objective.views[0], torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+
+    filling = {None: [], 256: []}  # by row_length
+
+    def tokens_of(view):
+        return view["data"].shape[0] * (view["data"].shape[1] + view["samples"].shape[1])
 
     def step(model, loss):
         loss.backward()
         optimizers[model].step()
         optimizers[model].zero_grad()
 
-    def ours(batch, seed):
-        step(objective, objective([text.collate(batch, seed)])["loss"])
+    def ours(batch, seed, model=objective, row_length=None):
+        text.row_length = row_length
+        view = text.collate(batch, seed)
+        filling[row_length].append(sum(len(s["data"]) + 1 for s in batch) / tokens_of(view))
+        step(model, model([view])["loss"])
 
     def padded(batch, seed, length=None):
         length = length or 1 + max(len(s["data"]) for s in batch)
@@ -79,22 +92,25 @@ def main() -> None:
         f"native, padded to {args.max_length}": lambda batch, seed: padded(batch, seed, args.max_length),
         "native, padded to the longest": padded,
     }
-    seconds, filling, tokens = {name: [] for name in ways}, [], 0
-    for number in range(args.steps + 1):
+    if args.compile:
+        ways["ours, compiled"] = lambda batch, seed: ours(batch, seed, compiled)
+        ways["ours, compiled, rows of 256"] = lambda batch, seed: ours(batch, seed, compiled, 256)
+    seconds, tokens, warm_up = {name: [] for name in ways}, 0, 8 if args.compile else 1
+    for number in range(args.steps + warm_up):
         index = order[number * args.batch : (number + 1) * args.batch].tolist()
         batch = [text.view(text.read(samples[i][args.column]), spec, i) for i in index]
-        view = text.collate(batch, torch.tensor(index))
-        real = sum(len(s["data"]) + 1 for s in batch)
-        filling.append(real / view["data"].shape[0] / (view["data"].shape[1] + view["samples"].shape[1]))
-        tokens += real
+        tokens += sum(len(s["data"]) + 1 for s in batch)
         for name, way in ways.items():
             start = time.perf_counter()
             way(batch, torch.tensor(index))
-            if number:  # the first is a warm-up
+            if number >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     middle = {name: statistics.median(s) for name, s in seconds.items()}
     print(f"{args.width} wide, {args.depth} deep, {text.rows} words, batch {args.batch}, {args.threads} threads")
-    print(f"{tokens / (args.steps + 1) / args.batch:.1f} tokens a text; rows {statistics.mean(filling):.1%} full")
+    print(f"{tokens / (args.steps + warm_up) / args.batch:.1f} tokens a text")
+    for length, full in filling.items():
+        if full:
+            print(f"rows of {length or 'any length'}: {statistics.mean(full):.1%} full")
     for name, s in middle.items():
         print(f"{name:32} {s * 1e3:8.0f} ms a step   {s / middle['ours, packed']:.2f}")
 

@@ -130,7 +130,7 @@ def rows_of(name: str, modality, count: int = 40):
     return Rows(table, name, None, "tiny", modality)
 
 
-def config(modality: str, objective: str, folder, **options):
+def config(modality: str, objective: str, folder, /, **options):
     """A tiny configuration of a cell of the tables."""
     from objectives import OBJECTIVES
     from training.config import read
@@ -168,11 +168,19 @@ def write_pictures(folder: Path, count: int) -> Path:
 
 
 def sound(random: np.random.Generator) -> bytes:
+    wave = np.sin(np.arange(4000) * random.uniform(0.05, 0.5)) * random.uniform(0.1, 0.8)
+    return encoded(wave + 0.01 * random.standard_normal(4000))
+
+
+def tone(seconds: float = 1.0, rate: int = 16_000, pitch: float = 440.0, amplitude: float = 0.5) -> np.ndarray:
+    return (amplitude * np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def encoded(wave: np.ndarray, rate: int = 16_000, format: str = "WAV", subtype: str | None = None) -> bytes:
     import soundfile
 
     file = io.BytesIO()
-    wave = np.sin(np.arange(4000) * random.uniform(0.05, 0.5)) * random.uniform(0.1, 0.8)
-    soundfile.write(file, wave + 0.01 * random.standard_normal(4000), 16_000, format="WAV")
+    soundfile.write(file, wave, rate, format=format, subtype=subtype)
     return file.getvalue()
 
 

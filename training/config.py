@@ -6,6 +6,7 @@ name in a config: names are those of the literal tables.
 """
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -255,11 +256,8 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
         names[group] = str(asked or filed or next(iter(table)))
         if names[group] not in table:
             raise UserError(f"{group} {names[group]!r} is not one of {', '.join(table)}{nearest(names[group], table)}")
-        if asked and filed and asked != filed:  # the file's settings are another's
-            left = ", ".join(without_name(given[group])) or "none"
-            line = f"{group} {asked} instead of {filed}: the file's settings of it are left out ({left})"
-            print(line, file=sys.stderr)
-            given = given | {group: {"name": asked}}
+        if asked:
+            merge(given, {group: {"name": asked}})
     parser = schema(names["modality"], names["objective"], program)
     argv = with_values(argv, [f.name for f in dataclasses.fields(Run) if f.type is bool])
     known = {action.dest for action in parser._actions}
@@ -327,11 +325,18 @@ def unfold(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge(into: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Put options over others. Where they name another modality or objective, those of the first are left out."""
     for key, value in more.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            merge(into[key], value)
-        else:
-            into[key] = value
+        old = into.get(key)
+        if not (isinstance(value, dict) and isinstance(old, dict)):
+            into[key] = copy.deepcopy(value)
+            continue
+        if key in ("modality", "objective") and "name" in old and value.get("name", old["name"]) != old["name"]:
+            left = ", ".join(without_name(old)) or "none"
+            line = f"{key} {value['name']} instead of {old['name']}: the file's settings of it are left out ({left})"
+            print(line, file=sys.stderr)
+            old.clear()
+        merge(old, value)
     return into
 
 

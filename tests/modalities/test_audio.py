@@ -1,22 +1,18 @@
-"""Sound: the front end is the native extractor's, windows are decoded alone, bad files are named."""
+"""Sound: the front end is the native extractor's, views depend on the seed alone."""
 
-import io
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from einops import rearrange
+from support import encoded, tone
 
 from modalities.audio import Audio, filterbank
-from modalities.audio_file import RATE, Clip
-from modalities.base import EVALUATION, BadSample, View
-from training.builtin.tones import TIMBRES, split
+from modalities.audio_file import RATE
+from modalities.base import EVALUATION, View
+from training.builtin.tones import split
 
-CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
 STATISTICS = {"mean": -4.2677393, "std": 4.5689974}
 random = np.random.default_rng(0)
 
@@ -24,16 +20,6 @@ random = np.random.default_rng(0)
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     torch.set_num_threads(1)
-
-
-def encoded(wave, rate=RATE, format="WAV", subtype=None) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave, rate, format=format, subtype=subtype)
-    return buffer.getvalue()
-
-
-def tone(seconds=1.0, rate=RATE, pitch=440.0, amplitude=0.5):
-    return (amplitude * np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
 
 
 def build(**settings) -> Audio:
@@ -233,183 +219,3 @@ def test_shorter_views_lie_at_the_head_of_the_window():
     assert view["data"].shape[1] == 4 * 10
     assert view["position"].amax(1).tolist() == [[3, 9]]
     assert modality.place(view["position"]).shape == (1, 40, 8)
-
-
-# Files
-
-
-def test_long_file_costs_its_window(tmp_path, monkeypatch):
-    path = tmp_path / "long.flac"
-    count, rate = 0, 22_050
-    with soundfile.SoundFile(path, "w", rate, 2) as file:
-        for minute in range(4):
-            wave = tone(60, rate, 100.0 * (minute + 1))
-            file.write(np.stack([wave, wave], 1))
-            count += len(wave)
-    read = []
-    original = soundfile.SoundFile.read
-
-    def counted(self, frames=-1, *args, **kwargs):
-        read.append(frames)
-        return original(self, frames, *args, **kwargs)
-
-    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
-    modality = build(seconds=1.0, tile=(128, 4))
-    clip = modality.read(str(path))
-    assert read == []
-    assert clip.length == math.ceil(count * RATE / rate)
-    views = [modality.view(clip, View(strength="strong", index=i), 3)["data"] for i in range(2)]
-    assert len(read) == 1 and read[0] <= math.ceil(modality.window * rate / RATE)  # both views are of one window
-    assert torch.equal(*views)
-    starts = {modality.view(clip, View(), seed)["data"].numpy().tobytes() for seed in range(10)}
-    assert len(starts) > 5
-    centre = modality.view(clip, EVALUATION, 0)["data"].numpy()
-    pitch = np.abs(np.fft.rfft(centre[:RATE])).argmax()
-    assert pitch in (200, 300)  # the middle is where the second minute ends
-    assert sum(read) < 15 * rate
-
-
-def test_channels_are_averaged_before_resampling():
-    modality = build(seconds=2.0)
-    left, right = tone(1.0, 48_000, 440.0), tone(1.0, 48_000, 880.0)
-    clip = modality.read({"bytes": encoded(np.stack([left, right], 1), 48_000), "path": None})
-    assert abs(clip.length - RATE) <= 2
-    amplitude = 2 * np.abs(np.fft.rfft(clip.wave[:RATE])) / RATE
-    assert amplitude[440] == pytest.approx(0.25, abs=0.02) and amplitude[880] == pytest.approx(0.25, abs=0.02)
-
-
-@pytest.mark.parametrize("rate", [8_000, 11_025, 11_127, 22_050, 44_100, 44_101, 96_000])
-def test_any_rate(rate):
-    clip = Clip(encoded(tone(1.0, rate), rate), 2 * RATE)
-    assert abs(clip.length - RATE) <= 2 and clip.wave.dtype == np.float32
-    wave = clip.wave[100:-100]
-    expected = tone(1.1)[100 : 100 + len(wave)]
-    assert np.corrcoef(wave, expected)[0, 1] > 0.999
-
-
-def flac_of_ten_hours() -> bytes:
-    data = bytearray(encoded(tone(), format="FLAC"))
-    field = int.from_bytes(data[18:26], "big")
-    data[18:26] = (field >> 36 << 36 | 36_000 * RATE).to_bytes(8, "big")  # total samples, in STREAMINFO
-    return bytes(data)
-
-
-def loud(value):
-    wave = tone()
-    wave[700] = value
-    return encoded(wave, subtype="FLOAT")
-
-
-BAD = {
-    "empty": (b"", "empty file"),
-    "text": (b"no sound at all" * 10, "not readable as sound"),
-    "m4a": (b"\0\0\0\x20ftypM4A " + bytes(100), "MPEG-4"),
-    "webm": (b"\x1a\x45\xdf\xa3" + bytes(100), "WebM"),
-    "nan": (loud(np.nan), "not finite"),
-    "inf": (loud(-np.inf), "not finite"),
-    "huge": (loud(1e29), "full scale is 1"),
-    "integers": (loud(15_000), "full scale is 1"),
-    "nothing": (encoded(np.zeros(0)), "least length is 400"),
-    "short": (encoded(tone()[:399]), "least length is 400"),
-    "ten hours": (flac_of_ten_hours(), "36000.0 s that its header promises"),
-    "cut": (encoded(random.standard_normal(RATE) * 0.1, format="MP3")[:2400], "header promises"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_files_are_named(kind):
-    source, message = BAD[kind]
-    modality = build(seconds=1.0)
-    with pytest.raises(BadSample, match=message):
-        modality.view(modality.read({"bytes": source, "path": None}), EVALUATION, 0)
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(BadSample, match="no such file"):
-        build().read({"bytes": None, "path": str(tmp_path / "none.wav")})
-
-
-@pytest.mark.parametrize(
-    "format, subtype",
-    [
-        ("WAV", "PCM_U8"),
-        ("WAV", "PCM_24"),
-        ("WAV", "DOUBLE"),
-        ("WAV", "ULAW"),
-        ("WAVEX", "PCM_16"),
-        ("RF64", "PCM_16"),
-        ("AIFF", "PCM_16"),
-        ("AU", "PCM_16"),
-        ("FLAC", "PCM_24"),
-        ("OGG", "VORBIS"),
-        ("OGG", "OPUS"),
-        ("MP3", "MPEG_LAYER_III"),
-    ],
-)
-def test_encodings(format, subtype, tmp_path):
-    path = tmp_path / "misleading.wav"  # kind is judged by content
-    path.write_bytes(encoded(tone(), format=format, subtype=subtype))
-    clip = build(seconds=2.0).read(str(path))
-    assert abs(clip.length - RATE) <= 400
-    n = min(clip.length, RATE)
-    assert np.corrcoef(clip.wave[:n], tone()[:n])[0, 1] > 0.99
-
-
-def test_archives_are_read(tmp_path):
-    import zipfile
-
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("tone.wav", encoded(tone()))
-    assert build().read({"bytes": None, "path": f"zip://tone.wav::{tmp_path}/a.zip"}).length == RATE
-
-
-# The shared hard cases
-
-EXPECTED = json.loads((CASES / "expected.json").read_text()) if (CASES / "expected.json").exists() else {}
-
-
-@pytest.mark.parametrize("case", [name for name in EXPECTED if name.startswith("audio/")])
-def test_case(case):
-    expected = EXPECTED[case]
-    modality = build(seconds=1.0, tile=(128, 4))
-    good, bad = {}, {}
-    for path in sorted((CASES / case).iterdir()):
-        if path.suffix.lower() not in Audio.suffixes:
-            continue
-        try:
-            good[path.name] = modality.view(modality.read(str(path)), EVALUATION, 0)
-        except BadSample as error:
-            bad[path.name] = str(error)
-    low, high = expected.get("good_range", [expected["good"]] * 2)
-    assert low <= len(good) <= high, bad
-    assert len(good) + len(bad) == expected["good"] + expected["bad"]
-    batch = modality.prepare(modality.collate(list(good.values()), torch.arange(len(good))))
-    assert torch.isfinite(batch["data"]).all()
-    exact = expected.get("exact", {})
-    assert set(exact.get("always_bad", [])) | set(exact.get("bad_files", [])) <= bad.keys()
-    for name in exact.get("files", []):
-        wave = good[name]["data"][:RATE].numpy()
-        assert np.abs(wave).max() == pytest.approx(0.5, abs=0.02)
-        assert np.corrcoef(wave, tone())[0, 1] >= 0.99
-    if case == "audio/containers":
-        assert "MPEG-4" in bad["stub.m4a"] and "WebM" in bad["stub.webm"]
-    if case == "audio/stereo":
-        for name, strength in {
-            "stereo_48k.wav": {440: 0.25, 880: 0.25},
-            "one_side.wav": {440: 0.25},
-        }.items():
-            amplitude = 2 * np.abs(np.fft.rfft(good[name]["data"][:RATE].numpy())) / RATE
-            for pitch, value in strength.items():
-                assert amplitude[pitch] == pytest.approx(value, abs=0.02)
-
-
-# Built-in data
-
-
-def test_tones_are_the_same_on_every_call():
-    a, b = split(16, 1), split(16, 1)
-    assert a["audio"] == b["audio"] and a["label"] == b["label"]
-    assert a.features["label"].names == list(TIMBRES) and sorted(set(a["label"])) == list(range(8))
-    assert split(16, 2)["audio"] != a["audio"]
-    wave, rate = soundfile.read(io.BytesIO(a[0]["audio"]["bytes"]))
-    assert (len(wave), rate) == (16_000, RATE) and 0.05 < np.abs(wave).max() <= 0.9

@@ -17,7 +17,6 @@ from modalities import EVALUATION, BadSample, Text, View
 from modalities.text import pack, pack_fixed, span
 from modalities.tokenizer import clean
 from objectives import BYOL, MAE, Masked, SimCLR, masking
-from training.builtin.docstrings import docstrings, prose
 
 CASES = Path(__file__).parents[2].parent / "shared" / "cases"
 NOUNS = "river stone light garden music winter table paper window forest market child engine sugar letter".split()
@@ -500,15 +499,3 @@ def test_case_tokenizers(name, tmp_path):
     assert native.mask_token is not None and native.pad_token is not None
     rare = native.get_vocab().get("rare1063")
     assert rare is None or any(rare in w["ids"] for w in samples["text"])
-
-
-def test_docstrings_are_the_same_again_and_import_nothing():
-    first, second = docstrings(20), docstrings(20)
-    for split in ("train", "test"):
-        assert first[split].to_dict() == second[split].to_dict()
-    texts = first["train"]["text"][:] + first["test"]["text"][:]
-    assert len(texts) == len(set(texts)) and all(len(t.split()) >= 12 and len(t) <= 500 for t in texts)
-    names = first["train"].features["label"].names
-    assert len(names) >= 5 and set(first["train"]["label"]) == set(range(len(names)))
-    assert prose("One line.\n\nParameters\n----------\nx : int") == "One line."
-    assert prose("Two\nlines.\n\n>>> import numpy") == "Two lines."

@@ -72,13 +72,17 @@ def test_a_dictionary(file):
         read({"objective": {"name": "simclr", "temprature": 1.0}})
 
 
-def test_another_objective_leaves_the_files_settings_of_it_out(file, capsys):
+def test_another_objective_leaves_the_files_settings_of_it_out(file, capsys, tmp_path):
     from_file = read(yaml.safe_load(YAML))
     name = "masked" if from_file.objective["name"] != "masked" else "mae"
     config = from_command_line(["--config", file, "--objective", name])
     assert config.objective == from_command_line(["--objective", name]).objective
     assert config.run == from_file.run and config.modality == from_file.modality
     assert f"objective {name} instead of {from_file.objective['name']}" in capsys.readouterr().err
+    second = tmp_path / "second.yaml"
+    second.write_text(f"objective: {name}")
+    assert from_command_line(["--config", file, "--config", str(second)]).to_dict() == config.to_dict()
+    assert f"objective {name} instead of" in capsys.readouterr().err
     from_command_line(["--config", file, "--objective", from_file.objective["name"]])
     assert not capsys.readouterr().err
 
