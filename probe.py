@@ -59,10 +59,10 @@ def probe(
     modality = objective.backbone.modality
     changes = {"label_column": label_column} | ({"name": data, "column": None} if data else {})
     source = dataclasses.replace(config.data, **{k: v for k, v in changes.items() if v is not None or k == "column"})
-    train = load(source, modality, train_split)
+    train = load(source, modality, train_split).labelled()
     random = np.random.RandomState(0)
     if test_split in splits_of(source, modality):
-        test = load(source, modality, test_split)
+        test = load(source, modality, test_split).labelled()
         test = test.select(random.permutation(len(test))[:most])
         train = train.select(random.permutation(len(train))[:most])
     else:
@@ -74,7 +74,9 @@ def probe(
     fresh = config.build_modality()
     fresh.load(str(checkpoint / "modality"))
     untrained = config.build_objective(fresh).backbone
-    rows, y, test_y = [], train.labels(), test.labels()
+    # Numbered together: a word that one of them lacks must not shift the numbers of the others.
+    codes = np.unique(np.concatenate([train.labels(), test.labels()]), return_inverse=True)[1]
+    rows, y, test_y = [], codes[: len(train)], codes[len(train) :]
     for name, backbone in (("pretrained", objective.backbone), ("random", untrained)):
         x, kept = extract(backbone, train)
         t, test_kept = extract(backbone, test)

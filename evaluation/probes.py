@@ -10,9 +10,7 @@ def draw(labels: np.ndarray, per_class: int | None, seed: int) -> np.ndarray:
     random = np.random.RandomState(seed)
     if per_class is None:
         return np.arange(len(labels))
-    return np.concatenate(
-        [random.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.unique(labels[labels >= 0])]
-    )
+    return np.concatenate([random.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.unique(labels)])
 
 
 def linear(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> float:

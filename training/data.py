@@ -40,14 +40,19 @@ class Rows:
         return Rows(self.table.select(index), self.column, self.label, self.name, self.modality)
 
     def labels(self) -> np.ndarray:
+        """The label of each row, numbers or words as the column has them."""
         if self.label is None:
             raise UserError(
                 f"data {self.name} has no class label column: name its column of labels, or other data that has one"
             )
-        values = self.table[self.label]
-        return (
-            np.unique(np.asarray(values), return_inverse=True)[1] if isinstance(values[0], str) else np.asarray(values)
-        )
+        return np.asarray(self.table[self.label][:])
+
+    def labelled(self) -> "Rows":
+        """The rows that have a label: None and, as is the custom of `datasets`, negative numbers stand for none."""
+        found = [i for i, v in enumerate(self.labels().tolist()) if v is not None and (isinstance(v, str) or v >= 0)]
+        if not found:
+            raise UserError(f"data {self.name}: no row has a label in column {self.label!r}; name another split")
+        return self if len(found) == len(self) else self.select(found)
 
 
 def load(data: Data, modality: Modality, split: str | None = None) -> Rows:
@@ -127,12 +132,11 @@ def _local(path: Path, modality: Modality):
         return _text([path], path) if path.suffix.lower() in (".txt", ".md") else _folder(path.parent, modality, [path])
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return datasets.load_from_disk(str(path))
-    tables = [p for p in path.rglob("*") if p.suffix.lower() in TABLES and p.stem != "metadata"]
-    own = [p for p in path.rglob("*") if p.suffix.lower() in modality.suffixes]
-    if tables and not own:
-        kinds = Counter(TABLES[p.suffix.lower()] for p in tables)
+    suffixes = {p.suffix.lower() for p in path.rglob("*") if p.stem != "metadata"}
+    kinds = {TABLES[suffix] for suffix in suffixes if suffix in TABLES}
+    if kinds and suffixes.isdisjoint(modality.suffixes):
         if len(kinds) > 1:
-            raise UserError(f"data {path}: tables of several kinds ({', '.join(kinds)}); name one file")
+            raise UserError(f"data {path}: tables of several kinds ({', '.join(sorted(kinds))}); name one file")
         (builder,) = kinds
         return datasets.load_dataset(builder, data_dir=str(path))
     return _folder(path, modality)

@@ -12,6 +12,7 @@ from PIL import Image
 
 import probe
 from encoders.backbone import pool_leads, pool_pieces
+from evaluation import probes
 from evaluation.features import extract
 from evaluation.finetune import finetune
 from evaluation.probes import draw, linear, neighbours, over_draws
@@ -90,7 +91,7 @@ def test_probes_tell_classes_apart_and_noise_not():
 
 
 def test_a_draw_has_as_many_of_each_class():
-    labels = np.array([0] * 30 + [1] * 5 + [2] * 10 + [-1] * 4)
+    labels = np.array([0] * 30 + [1] * 5 + [2] * 10)
     index = draw(labels, 5, seed=1)
     assert np.bincount(labels[index]).tolist() == [5, 5, 5]
     assert (draw(labels, 5, 1) == index).all() and (draw(labels, 5, 2) != index).any()
@@ -104,6 +105,31 @@ def test_the_command_writes_a_table_beside_the_untrained_encoder(tmp_path, capsy
     cells = {(r["encoder"], r["pooling"], r["probe"], r["labels"]) for r in rows}
     assert len(cells) == len(rows) == 2 * 2 * 2 * 2
     assert "cells are above the untrained encoder" in capsys.readouterr().out
+
+
+def test_labels_in_words_are_numbered_together_and_rows_without_are_left_out(tmp_path, monkeypatch):
+    finished("image", "mae", tmp_path / "run")
+    cells, _ = support.cells("image", 40)
+    columns = {
+        "train": [None, *["ant", "bee", "cat"] * 13],
+        "test": ["bee", "cat"] * 20,  # no ant: numbered alone, bees would be ants
+    }
+    feature = datasets.Features({"image": datasets.Image(decode=False), "kind": datasets.Value("string")})
+    splits = {k: datasets.Dataset.from_dict({"image": cells, "kind": v}, features=feature) for k, v in columns.items()}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "data")
+    judged = []
+
+    def judge(x, y, test_x, test_y):
+        judged.append((len(x), set(y), set(test_y)))
+        return 50.0
+
+    monkeypatch.setattr(probes, "PROBES", {"linear": judge})
+    probe.probe(tmp_path / "run", data=str(tmp_path / "data"), label_column="kind")
+    assert judged and all(seen == (39, {0, 1, 2}, {1, 2}) for seen in judged)
+    splits["test"] = splits["test"].map(lambda row: {"kind": None})
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "without")
+    with pytest.raises(UserError, match="no row has a label in column 'kind'"):
+        probe.probe(tmp_path / "run", data=str(tmp_path / "without"), label_column="kind")
 
 
 @pytest.mark.parametrize(
