@@ -19,20 +19,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 PATCH = 4
-# minutes on two cores -> batch, samples. `train.py` takes 1,150 samples/s at batch 64 and 950 at 32, with two threads.
-BUDGETS = {"2": (64, 135_000), "6": (32, 342_000), "20": (32, 1_140_000)}
-CURVE = {f"curve {samples}": (32, samples) for samples in (30_000, 60_000)}
+# minutes on two cores -> size of the encoder, batch, samples. `train.py` takes 1,150 samples/s of either size at batch
+# 64 and 950 at 32, with two threads. In few minutes the wider one learns more.
+BUDGETS = {"2": ("192x2", 64, 135_000), "6": ("192x2", 32, 342_000), "20": ("128x4", 32, 1_140_000)}
+CURVE = {f"curve {samples}": ("192x2", 64, samples) for samples in (30_000, 60_000)}
 # per cent of the labels -> two numbers of samples of fine-tuning; the better one counts, for everybody
 FINETUNE = {1: (6_000, 12_000), 10: (12_000, 24_000)}
 RATE, WARMUP, DRAWS = 1.5e-3, 0.05, 3
 FINETUNE_TEST = 4_000
 
 
-def config(data: str, batch: int, samples: int, folder: Path) -> dict:
+def config(data: str, size: str, batch: int, samples: int, folder: Path) -> dict:
+    width, depth = map(int, size.split("x"))
     return {
         "data": {"name": data},
         "modality": {"name": "image", "image_size": 32, "patch_size": PATCH},
-        "encoder": {"name": "tiny", "width": 128, "depth": 4, "heads": 4},
+        "encoder": {"name": "tiny", "width": width, "depth": depth, "heads": width // 32},
         "objective": {
             "name": "mae",
             "mask_ratio": 0.75,
@@ -121,8 +123,8 @@ def main() -> None:
 
     budgets = [b for b in arguments.budgets.split(",") if b in BUDGETS]
     for budget in budgets + (list(CURVE) if "curve" in arguments.budgets else []):
-        batch, samples = (BUDGETS | CURVE)[budget]
-        cfg = config(arguments.data, batch, samples, work / f"ours_{budget}")
+        size, batch, samples = (BUDGETS | CURVE)[budget]
+        cfg = config(arguments.data, size, batch, samples, work / f"ours_{budget}")
         peer_folder = work / f"peer_{budget}"
 
         def ours(cfg=cfg, samples=samples):
@@ -146,7 +148,7 @@ def main() -> None:
             return objective.backbone
 
         for seed in range(DRAWS):
-            cell(f"random {PATCH} {seed}", lambda cfg=cfg, seed=seed: probe(untrained(cfg, seed), cfg))
+            cell(f"random {size} {seed}", lambda cfg=cfg, seed=seed: probe(untrained(cfg, seed), cfg))
         for who, train in (("ours", ours), ("peer", peer))[: 1 if budget in CURVE else 2]:
             cell(f"pretrain {who} {budget}", train)
             cell(f"probe {who} {budget}", lambda w=who, cfg=cfg, t=trained: probe(t(w), cfg))
@@ -160,7 +162,7 @@ def main() -> None:
                         lambda w=who, cfg=cfg, p=percent, n=number, d=draw, t=trained: tune(t(w), cfg, p, n, d),
                     )
                 cell(
-                    f"scratch {PATCH} {percent} {number} {draw}",
+                    f"scratch {size} {percent} {number} {draw}",
                     lambda cfg=cfg, p=percent, n=number, d=draw: tune(untrained(cfg, d), cfg, p, n, d),
                 )
     print(table(done, budgets))
@@ -183,15 +185,16 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
     from training.engine import learning_rate, parameter_groups
 
     made = read(cfg)
-    run, modality = made.run, made.build_modality()
+    run, modality, encoder = made.run, made.build_modality(), made.encoder
     objective = made.build_objective(modality)  # for its views, and for pieces' places
     torch.manual_seed(1)
     model = ViTMAEForPreTraining(
         ViTMAEConfig(
-            hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, image_size=32,
-            patch_size=modality.tile[0], mask_ratio=objective.mask_ratio, norm_pix_loss=True, decoder_hidden_size=64,
-            decoder_num_hidden_layers=1, decoder_num_attention_heads=1, decoder_intermediate_size=256,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            hidden_size=encoder["width"], num_hidden_layers=encoder["depth"], num_attention_heads=encoder["heads"],
+            intermediate_size=4 * encoder["width"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            image_size=32, patch_size=modality.tile[0], mask_ratio=objective.mask_ratio, norm_pix_loss=True,
+            decoder_hidden_size=64, decoder_num_hidden_layers=1, decoder_num_attention_heads=1,
+            decoder_intermediate_size=256,
         )
     ).train()  # fmt: skip
     # As transformers 5.24 constructs it, positions and mask token are zeros: its own `initialize_weights` returns at
@@ -240,20 +243,23 @@ def table(done: dict, budgets: list[str]) -> str:
         found = [c for n, c in done.items() if f"{n} ".startswith(f"{name} ")]
         return " / ".join(f"{statistics.mean(c[p] for c in found):.1f}" for p in ("mean", "native")) if found else "–"
 
-    def row(title: str, first: str, figures: dict, name: str, prefix: str) -> str:
-        size = f"{figures['samples']:,} | {figures['cpu'] / 60:.1f}" if figures else "– | –"
+    def row(title: str, budget: str, size: str, figures: dict, name: str, prefix: str) -> str:
+        cost = f"{figures['samples']:,} | {figures['cpu'] / 60:.1f}" if figures else "– | –"
         few = " | ".join(tuned(f"{prefix} {percent}", numbers) for percent, numbers in FINETUNE.items())
-        return f"| {first} | {title} | {size} | {probed(name)} | {few} |"
+        return f"| {budget} | {title} | {size} | {cost} | {probed(name)} | {few} |"
 
     lines = [
-        "| budget | encoder | samples | CPU min | probe, mean / CLS | 1 % labels | 10 % labels |",
-        "|---|---|---|---|---|---|---|",
+        "| budget | encoder | size | samples | CPU min | probe, mean / CLS | 1 % labels | 10 % labels |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for budget in budgets:
+        size = BUDGETS[budget][0]
         for who, title in (("ours", "Triptych"), ("peer", "ViTMAEForPreTraining")):
             trained = done.get(f"pretrain {who} {budget}", {})
-            lines.append(row(title, f"{budget} min", trained, f"probe {who} {budget}", f"finetune {who} {budget}"))
-    lines.append(row("untrained, or from scratch", "", {}, f"random {PATCH}", f"scratch {PATCH}"))
+            names = f"probe {who} {budget}", f"finetune {who} {budget}"
+            lines.append(row(title, f"{budget} min", size, trained, *names))
+    for size in dict.fromkeys(BUDGETS[budget][0] for budget in budgets):
+        lines.append(row("untrained, or from scratch", "", size, {}, f"random {size}", f"scratch {size}"))
     points = sorted(
         (c["samples"], done.get(n.replace("pretrain", "probe"), {}))
         for n, c in done.items()
