@@ -264,7 +264,7 @@ def table(done: dict, budgets: list[str]) -> str:
     points = sorted(
         (c["samples"], done.get(n.replace("pretrain", "probe"), {}))
         for n, c in done.items()
-        if n.startswith("pretrain ours")
+        if n.startswith("pretrain ours") and not n.endswith("w")
     )
     if curve := ", ".join(f"{samples:,}: {probe['mean']:.1f}" for samples, probe in points if probe):
         lines += ["", f"Probe (mean of pieces) after samples: {curve}"]
