@@ -203,8 +203,8 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
     del model.vit.embeddings.patch_embeddings.projection._is_hf_initialized
     model.vit.embeddings.initialize_weights()
     model.decoder.initialize_weights(model.vit.embeddings.patch_embeddings.num_patches)
-    for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
-        assert table.std() > 0.1, "the peer has no positions"
+    for places in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+        assert places.std() > 0.1, "the peer has no positions"
     data = load(made.data, modality)
     table = data.table.select(held_out(len(data), made.data.eval_fraction)[0]).select_columns([data.column])
     order = Order(len(table), run.per_device_train_batch_size, run.seed)

@@ -116,16 +116,20 @@ TINY = {
 SMALL = {"head_hidden": 32, "head_out": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
 
 
-def rows_of(name: str, modality, count: int = 40):
-    """Tiny rows of a modality that was just built; it is fitted to them."""
+def table_of(name: str, count: int = 40):
+    """Tiny samples of a modality as a `datasets.Dataset`; the column bears the modality's name."""
     import datasets
-
-    from training.data import Rows
 
     values, kind = cells(name, count)
     feature = datasets.Value("string") if kind == "string" else getattr(datasets, kind)(decode=False)
-    table = datasets.Dataset.from_list([{name: v} for v in values])
-    table = table.cast(datasets.Features({name: feature}))
+    return datasets.Dataset.from_list([{name: v} for v in values]).cast(datasets.Features({name: feature}))
+
+
+def rows_of(name: str, modality, count: int = 40):
+    """Tiny rows of a modality that was just built; it is fitted to them."""
+    from training.data import Rows
+
+    table = table_of(name, count)
     modality.fit(table, name)
     return Rows(table, name, None, "tiny", modality)
 
@@ -182,6 +186,17 @@ def encoded(wave: np.ndarray, rate: int = 16_000, format: str = "WAV", subtype: 
     file = io.BytesIO()
     soundfile.write(file, wave, rate, format=format, subtype=subtype)
     return file.getvalue()
+
+
+NOUNS = "river stone light garden music winter table paper window forest market child engine sugar letter".split()
+VERBS = "walks sings holds makes keeps finds turns breaks paints sees".split()
+
+
+def sentences(count: int, seed: int = 0, longest: int = 40) -> list[str]:
+    """Texts of lognormal lengths, as those of news are."""
+    random = np.random.default_rng(seed)
+    lengths = np.clip(np.exp(random.normal(2.7, 0.6, count)), 1, longest).astype(int)
+    return [" ".join(random.choice(NOUNS if i % 2 else VERBS) for i in range(n)) for n in lengths]
 
 
 def metrics(folder) -> list[dict]:

@@ -10,15 +10,10 @@ CELLS = {
 
 
 def losses(folder: str, cell: str, settings: dict, compiled: bool) -> list[float]:
-    import datasets
-
     import train
 
     modality, objective = cell.split()
-    values, kind = support.cells(modality)
-    feature = datasets.Value("string") if kind == "string" else getattr(datasets, kind)(decode=False)
-    table = datasets.Dataset.from_list([{modality: v} for v in values])
-    table.cast(datasets.Features({modality: feature})).to_parquet(f"{folder}/data.parquet")
+    support.table_of(modality).to_parquet(f"{folder}/data.parquet")
     run = {"compile": compiled, "max_steps": 6, "logging_steps": 1, "data": {"name": f"{folder}/data.parquet"}}
     train.pretrain(support.config(modality, objective, f"{folder}/{compiled}", **(run | settings)))
     return [line["loss"] for line in support.metrics(f"{folder}/{compiled}")]

@@ -17,18 +17,13 @@ def settings(file) -> dict:
 
 def run_all(folder: str, files: list[str]) -> dict[str, str]:
     """By configuration: what went wrong, or nothing."""
-    import datasets
-
     import train
 
     ended = {}
     for file in files:
         name = settings(file).get("modality", {}).get("name", "image")
         source = f"{folder}/{name}.parquet"
-        values, kind = support.cells(name)
-        feature = datasets.Value("string") if kind == "string" else getattr(datasets, kind)(decode=False)
-        table = datasets.Dataset.from_list([{name: v} for v in values])
-        table.cast(datasets.Features({name: feature})).to_parquet(source)
+        support.table_of(name).to_parquet(source)
         where = f"{folder}/{file.rpartition('/')[2]}"
         argv = f"--config {file} --data {source} --output_dir {where} --device cpu --report_to none --max_steps 2"
         argv += " --per_device_train_batch_size 4 --encoder.width 32 --encoder.depth 1 --encoder.heads 2"
