@@ -49,7 +49,7 @@ def probe(
     from evaluation.features import extract
     from evaluation.load import from_run
     from evaluation.probes import PROBES, over_draws
-    from training.data import load, splits_of
+    from training.sources import load, splits_of
 
     if draws < 3:
         raise UserError(f"draws {draws}: with fewer than 3 there is no telling luck from gain")

@@ -25,8 +25,8 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
     # Imported only now: arguments are refused in the time that torch takes.
     from encoders import native
     from training import engine, log
-    from training.data import load, print_once
     from training.loop import Loop, open_folder
+    from training.sources import load, print_once
 
     try:
         engine.settings(config.run, int(os.environ.get("WORLD_SIZE", 1)))

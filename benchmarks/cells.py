@@ -86,7 +86,7 @@ def rows_of(config, modality_name: str, modality, data: Path, work: Path):
 
     import numpy as np
 
-    from training.data import load
+    from training.sources import load
 
     source, *_ = DATA[modality_name]
     if modality_name == "audio":
@@ -117,7 +117,7 @@ def split_by_speaker(folder: Path, work: Path) -> None:
 
 def fitted(config):
     """The modality with what it takes from the training rows."""
-    from training.data import load
+    from training.sources import load
 
     modality = config.build_modality()
     rows = load(config.data, modality)

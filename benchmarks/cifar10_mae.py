@@ -76,7 +76,7 @@ def main() -> None:
     from evaluation.load import from_run
     from evaluation.probes import linear
     from training.config import read
-    from training.data import load
+    from training.sources import load
 
     done = {}
     for line in file.read_text().splitlines() if file.exists() else []:
@@ -182,8 +182,9 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
 
     from objectives import masking
     from training.config import read
-    from training.data import Order, Samples, held_out, load, loader
     from training.engine import learning_rate, parameter_groups
+    from training.loader import Order, Samples, held_out, loader
+    from training.sources import load
 
     made = read(cfg)
     run, modality, encoder = made.run, made.build_modality(), made.encoder

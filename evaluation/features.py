@@ -5,7 +5,8 @@ import torch
 
 from encoders.backbone import Backbone, pool_leads, pool_pieces
 from modalities import EVALUATION
-from training.data import Rows, Samples, loader
+from training.loader import Samples, loader
+from training.sources import Rows
 
 POOLINGS = ("native", "mean")
 

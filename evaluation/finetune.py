@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from encoders.backbone import Backbone, pool_leads, pool_pieces
 from modalities import EVALUATION, View
 from modalities.hashing import mix
-from training.data import Rows
+from training.sources import Rows
 
 
 def finetune(

@@ -55,7 +55,7 @@ def plain_features(rows) -> np.ndarray:
     import torch
 
     from modalities import EVALUATION
-    from training.data import Samples
+    from training.loader import Samples
 
     samples = Samples(rows.table, rows.column, rows.modality, (EVALUATION,), 0, len(rows))
     parts = []

@@ -127,7 +127,7 @@ def table_of(name: str, count: int = 40):
 
 def rows_of(name: str, modality, count: int = 40):
     """Tiny rows of a modality that was just built; it is fitted to them."""
-    from training.data import Rows
+    from training.sources import Rows
 
     table = table_of(name, count)
     modality.fit(table, name)

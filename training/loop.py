@@ -19,10 +19,11 @@ from modalities.hashing import mix
 from objectives import Objective, Progress
 from training import checkpoint
 from training.config import Config, UserError, differences
-from training.data import Order, Rows, Samples, held_out, loader, name_of
 from training.engine import Engine, global_batch, learning_rate
+from training.loader import Order, Samples, held_out, loader, name_of
 from training.log import Log, environment
 from training.monitor import Monitor
+from training.sources import Rows
 
 EVAL_SEED = 0xE7A1  # the held-out part has the same views and masks every time
 

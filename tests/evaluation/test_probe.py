@@ -18,7 +18,7 @@ from evaluation.finetune import finetune
 from evaluation.probes import draw, linear, neighbours, over_draws
 from modalities import EVALUATION, MODALITIES
 from training.config import Data, UserError
-from training.data import load
+from training.sources import load
 
 
 def table(name: str, folder, count: int = 40, spoil: int | None = None):

@@ -19,7 +19,7 @@ import train
 from modalities import BadSample, Image
 from training import checkpoint, engine
 from training.config import Data, Run, UserError
-from training.data import load
+from training.sources import load
 
 CASES = support.ROOT.parent / "shared" / "cases"
 EXPECTED = json.loads((CASES / "expected.json").read_text()) if CASES.is_dir() else {}

@@ -1,20 +1,15 @@
-"""Rows of any source through `datasets`, and batches whose order is a pure function of (seed, epoch, step)."""
+"""Sources: what is where, read through `datasets` into rows with a column of samples and, perhaps, one of labels."""
 
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from modalities import MODALITIES, BadSample, Modality, View
-from modalities.hashing import mix, uniform
+from modalities import MODALITIES, Modality
 from training.builtin import NAMES, builtin
 from training.config import Data, UserError, nearest, one_line
 
@@ -294,106 +289,3 @@ def _undecoded(table, column: str, modality: Modality):
 def _label(table) -> str | None:
     found = [c for c, f in table.features.items() if type(f).__name__ == "ClassLabel"]
     return found[0] if len(found) == 1 else "label" if "label" in table.column_names else None
-
-
-def held_out(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers to train on and to hold out. A row's lot depends on its number alone."""
-    lot = uniform(0x0E7A, torch.arange(count)).numpy() < fraction
-    return np.flatnonzero(~lot), np.flatnonzero(lot)
-
-
-class Order:
-    """Which sample is where: the global batch of every step, for any number of ranks and workers.
-
-    An epoch is a permutation by (seed, epoch); its last, partial batch is left out. A step's samples are cut into
-    micro-batches first and into ranks then, so that a micro-batch of all ranks is that of one.
-    """
-
-    def __init__(self, samples: int, batch: int, seed: int):
-        self.samples, self.batch, self.seed = samples, batch, seed
-        self.steps_an_epoch = samples // batch
-        if not self.steps_an_epoch:
-            raise UserError(
-                f"{samples} samples to train on, fewer than a step's batch of {batch}; lower "
-                "per_device_train_batch_size or gradient_accumulation_steps"
-            )
-        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
-
-    def step(self, step: int) -> tuple[int, np.ndarray]:
-        """Epoch and sample numbers of a step."""
-        epoch, start = divmod(step, self.steps_an_epoch)
-        if epoch != self._epoch:
-            random = np.random.Generator(np.random.PCG64(mix(self.seed, 0x0DE4, epoch)))
-            self._epoch, self._permutation = epoch, random.permutation(self.samples)
-        return epoch, self._permutation[start * self.batch : (start + 1) * self.batch]
-
-    def micro_batches(
-        self, first: int, last: int, micro: int, rank: int, ranks: int
-    ) -> Iterator[list[tuple[int, int]]]:
-        """(epoch, sample) of this rank's micro-batches, for steps from `first` to before `last`."""
-        for step in range(first, last):
-            epoch, samples = self.step(step)
-            for part in samples.reshape(micro, ranks, -1):
-                yield [(epoch, int(i)) for i in part[rank]]
-
-
-class Samples(Dataset):
-    """Reads, augments and collates whole micro-batches, in a worker. Unusable samples are replaced and named."""
-
-    def __init__(
-        self, table, column: str, modality: Modality, views: tuple[View, ...], seed: int, max_bad: int, numbers=None
-    ):
-        self.table, self.column, self.modality = table, column, modality
-        self.views, self.seed, self.max_bad = views, seed, max_bad
-        self.numbers = np.arange(len(table)) if numbers is None else numbers  # of the samples' rows in the data
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitems__(self, batch: list[tuple[int, int]]) -> dict[str, Any]:
-        cells = self.table[[i for _, i in batch]][self.column]
-        made, bad, used = [], {}, []
-        for (epoch, row), cell in zip(batch, cells, strict=True):
-            seed = mix(self.seed, epoch + 1, row)
-            for attempt in range(1, self.max_bad + 12):
-                try:
-                    made.append(self._views(cell, seed))
-                    used.append(row)
-                    break
-                except BadSample as error:
-                    bad[int(self.numbers[row])] = (name_of(cell), str(error))
-                    row = mix(row, attempt) % len(self.table)
-                    cell = self.table[row][self.column]
-            else:
-                raise UserError(f"no usable sample in {attempt} tries; the last: {bad.popitem()[1]}")
-        seeds = torch.tensor([mix(self.seed, epoch + 1, row) for epoch, row in batch])
-        identity = {"identity": torch.tensor(used)}
-        views = [self.modality.collate([m[v] for m in made], seeds) for v in range(len(self.views))]
-        return {"views": [identity | view for view in views], "bad": bad}
-
-    def _views(self, cell: Any, seed: int) -> list[dict[str, Tensor]]:
-        sample = self.modality.read(cell)
-        return [self.modality.view(sample, view, seed) for view in self.views]
-
-
-def name_of(cell: Any) -> str:
-    """A name for a cell that people can find again."""
-    return str(cell.get("path")) if isinstance(cell, dict) else str(cell)[:80]
-
-
-def as_it_is(batch):
-    return batch
-
-
-def loader(samples: Samples, batches, workers: int, device: torch.device) -> DataLoader:
-    """Micro-batches in the order of `batches`, from `workers` processes."""
-    return DataLoader(
-        samples,
-        batch_sampler=batches,
-        collate_fn=as_it_is,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,  # what ZeRO-3 hangs on a module cannot be sent
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
-        persistent_workers=False,
-    )
