@@ -163,6 +163,7 @@ class Grid(Modality):
     added to a piece's variance, so that the noise of flat pieces is not blown up to full size.
     """
 
+    no_decay: ClassVar[tuple[str, ...]] = ("lead_content", "lead_place")
     channels: int
     extent: tuple[int, int]
     tile: tuple[int, int]

@@ -1,6 +1,7 @@
 """Position embeddings over integer coordinates: fixed sin-cos or learned, in any number of axes."""
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class Positions(nn.Module):
     `sizes` are the grids of further views. They lie below the full grid on the first axis (see `offset`), and their
     places are interpolated bicubically from the full table, as the native classes do it.
     """
+
+    no_decay: ClassVar[tuple[str, ...]] = ("table",)
 
     def __init__(self, extent: tuple[int, ...], width: int, learned: bool = False):
         super().__init__()

@@ -45,6 +45,7 @@ class Text(Modality):
     leads = 1
     features = ("string", "large_string")
     suffixes = (".txt", ".text", ".md")
+    no_decay = ("positions.weight",)
 
     def __init__(
         self,

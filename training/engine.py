@@ -122,14 +122,28 @@ def global_batch(run: Run, ranks: int) -> int:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters with and without decay: none on biases, norms, positions and leads."""
-    decay, free = [], []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or any(part.startswith(("position", "lead")) for part in name.split("."))
-            (free if exempt else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    """Trainable parameters by decay and by `scale`, which `Engine.step` multiplies the learning rate with.
+
+    Modules say both. `no_decay` names parameters of theirs that are not decayed, such as positions and leads; biases
+    and norms, whatever has fewer than two axes, never are. `rate_scale` is a factor on all that lies within the module;
+    factors of nested modules multiply.
+    """
+    exempt = {id(part.get_parameter(name)) for part in module.modules() for name in getattr(part, "no_decay", ())}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+
+    def collect(part: nn.Module, scale: float) -> None:
+        scale *= getattr(part, "rate_scale", 1.0)
+        for parameter in part.parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))  # a tied one belongs where it is met first
+                decay = 0.0 if parameter.ndim < 2 or id(parameter) in exempt else weight_decay
+                groups.setdefault((decay, scale), []).append(parameter)
+        for child in part.children():
+            collect(child, scale)
+
+    seen: set[int] = set()
+    collect(module, 1.0)
+    return [{"params": group, "weight_decay": decay, "scale": scale} for (decay, scale), group in groups.items()]
 
 
 def optimizer(run: Run, module: nn.Module) -> torch.optim.Optimizer:
@@ -186,7 +200,7 @@ class Engine:
             self.engine.step()
             return False, math.nan
         for group in self.base_optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         if self.stage:
             self.engine.step()
             return self.engine.was_step_applied(), float(self.engine.get_global_grad_norm() or math.nan)
