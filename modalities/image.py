@@ -252,7 +252,10 @@ def convert(picture, mode: str):
 
 
 def crop(height: int, width: int, scale: tuple[float, float], random) -> tuple[float, float, float, float]:
-    """Box (left, top, right, bottom) of a random crop: area in `scale`, aspect 3/4 to 4/3 (Szegedy et al. 2015)."""
+    """Box (left, top, right, bottom) of a random crop: area in `scale`, aspect 3/4 to 4/3 (Szegedy et al. 2015).
+
+    The distribution is that of `torchvision.transforms.RandomResizedCrop`.
+    """
     if tuple(scale) == (1.0, 1.0):
         return 0, 0, width, height
     for _ in range(10):
@@ -262,9 +265,10 @@ def crop(height: int, width: int, scale: tuple[float, float], random) -> tuple[f
         if 0 < w <= width and 0 < h <= height:
             left, top = random.integers(0, width - w + 1), random.integers(0, height - h + 1)
             return int(left), int(top), int(left) + w, int(top) + h
-    side = min(height, width)  # a very long picture: its middle
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+    # None fits: all of a picture that is within those aspects, or the most of the middle that is.
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width / (3 / 4)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def distort(picture, strong: Strong, random):
