@@ -13,7 +13,8 @@ from typing import Literal
 
 import yaml
 
-from training.config import UserError, one_line, with_values
+from training.command_line import with_values
+from training.errors import UserError, one_line
 
 
 def export(

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from training.config import UserError, one_line
+from training.errors import UserError, one_line
 
 
 def probe(

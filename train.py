@@ -9,7 +9,9 @@ import os
 import sys
 from typing import Any
 
-from training.config import Config, UserError, from_command_line, one_line, read
+from training.command_line import from_command_line, read
+from training.errors import UserError, one_line
+from training.settings import Config
 
 
 def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def config_of(name: str, modality: str, data: Path, folder: Path):
-    from training.config import load_yaml, merge, read, unfold
+    from training.command_line import load_yaml, merge, read, unfold
 
     source, column, *_ = DATA[modality]
     given = unfold(load_yaml(ROOT / "configs" / f"{name}.yaml"))

@@ -75,7 +75,7 @@ def main() -> None:
     from evaluation.finetune import finetune
     from evaluation.load import from_run
     from evaluation.probes import linear
-    from training.config import read
+    from training.command_line import read
     from training.sources import load
 
     done = {}
@@ -181,7 +181,7 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     from objectives import masking
-    from training.config import read
+    from training.command_line import read
     from training.engine import learning_rate, parameter_groups
     from training.loader import Order, Samples, held_out, loader
     from training.sources import load

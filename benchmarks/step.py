@@ -118,8 +118,8 @@ def peer_loss(model):
 
 def engine_cost(rounds: int) -> None:
     """The same step through the engine, beside a bare loop."""
-    from training.config import Config, Run
     from training.engine import Engine, start
+    from training.settings import Config, Run
 
     run = Run(per_device_train_batch_size=BATCH, device="cpu")
     device = start(run)

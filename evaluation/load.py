@@ -6,7 +6,9 @@ import torch
 
 from encoders.backbone import Backbone
 from training import checkpoint
-from training.config import Config, UserError, load_yaml, read
+from training.command_line import load_yaml, read
+from training.errors import UserError
+from training.settings import Config
 
 
 def from_run(folder: str | Path) -> tuple[Config, object, Path]:

@@ -31,7 +31,7 @@ def main(modality: str = "image", work: Path = ROOT / "runs", **changes) -> None
     from evaluation.load import from_run
     from export import export
     from train import pretrain
-    from training.config import load_yaml
+    from training.command_line import load_yaml
 
     config = load_yaml(ROOT / "configs" / f"{CONFIGS[modality]}.yaml") | {"output_dir": str(run)} | changes
     pretrain(config)

@@ -137,7 +137,7 @@ def rows_of(name: str, modality, count: int = 40):
 def config(modality: str, objective: str, folder, /, **options):
     """A tiny configuration of a cell of the tables."""
     from objectives import OBJECTIVES
-    from training.config import read
+    from training.command_line import read
 
     known = inspect.signature(OBJECTIVES[objective]).parameters
     given = {

@@ -26,7 +26,7 @@ import export as module
 from export import export
 from modalities import EVALUATION, MODALITIES
 from objectives import OBJECTIVES
-from training.config import UserError
+from training.errors import UserError
 
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 SQUARE = {"image_size": 16, "patch_size": 4, "channels": 3}

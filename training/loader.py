@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from modalities import BadSample, Modality, View
 from modalities.hashing import mix, uniform
-from training.config import UserError
+from training.errors import UserError
 
 
 def held_out(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:

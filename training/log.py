@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from training.checkpoint import write_aside
-from training.config import Run, UserError
+from training.errors import UserError
+from training.settings import Run
 
 PACKAGES = (
     "torch",

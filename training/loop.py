@@ -18,11 +18,12 @@ import yaml
 from modalities.hashing import mix
 from objectives import Objective, Progress
 from training import checkpoint
-from training.config import Config, UserError, differences
 from training.engine import Engine, global_batch, learning_rate
+from training.errors import UserError
 from training.loader import Order, Samples, held_out, loader, name_of
 from training.log import Log, environment
 from training.monitor import Monitor
+from training.settings import Config, differences
 from training.sources import Rows
 
 EVAL_SEED = 0xE7A1  # the held-out part has the same views and masks every time

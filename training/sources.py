@@ -11,7 +11,8 @@ import numpy as np
 
 from modalities import MODALITIES, Modality
 from training.builtin import NAMES, builtin
-from training.config import Data, UserError, nearest, one_line
+from training.errors import UserError, nearest, one_line
+from training.settings import Data
 
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}

@@ -20,7 +20,7 @@ from encoders.native import load, start_from
 from encoders.native.roberta import Roberta
 from modalities import EVALUATION, Text
 from objectives import MAE, Masked, SimCLR, masking
-from training.config import read
+from training.command_line import read
 
 WORDS = "river stone light garden music winter table paper window forest market child engine sugar letter".split()
 

@@ -17,7 +17,8 @@ from evaluation.features import extract
 from evaluation.finetune import finetune
 from evaluation.probes import draw, linear, neighbours, over_draws
 from modalities import EVALUATION, MODALITIES
-from training.config import Data, UserError
+from training.errors import UserError
+from training.settings import Data
 from training.sources import load
 
 

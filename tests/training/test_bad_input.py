@@ -18,7 +18,8 @@ from PIL import Image as pillow
 import train
 from modalities import BadSample, Image
 from training import checkpoint, engine
-from training.config import Data, Run, UserError
+from training.errors import UserError
+from training.settings import Data, Run
 from training.sources import load
 
 CASES = support.ROOT.parent / "shared" / "cases"

@@ -10,7 +10,7 @@ CONFIGS = sorted((support.ROOT / "configs").glob("*.yaml"))
 
 
 def settings(file) -> dict:
-    from training.config import load_yaml, unfold
+    from training.command_line import load_yaml, unfold
 
     return unfold(load_yaml(file))
 

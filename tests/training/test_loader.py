@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from modalities import Image, View
-from training.config import Data, UserError
+from training.errors import UserError
 from training.loader import Order, Samples, held_out, loader
+from training.settings import Data
 from training.sources import load
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ import pytest
 import support
 
 from training import checkpoint
-from training.config import UserError
+from training.errors import UserError
 
 STEPS = 9
 

@@ -9,7 +9,8 @@ import pytest
 import support
 
 from modalities import Image
-from training.config import Data, UserError
+from training.errors import UserError
+from training.settings import Data
 from training.sources import load, splits_of
 
 

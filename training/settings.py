@@ -1,31 +1,17 @@
-"""The configuration: constructors' signatures are its only schema, jsonargparse its only reader.
+"""The settings of a run: its own, the data's, and those of the three parts that are chosen by name."""
 
-Four groups (`data`, `modality`, `encoder`, `objective`) beside the run's own options. A group given as one word sets
-its `name`: `--objective mae` is `--objective.name mae`, `objective: mae` in YAML likewise. Nothing is imported by a
-name in a config: names are those of the literal tables.
-"""
-
-import contextlib
-import copy
 import dataclasses
-import difflib
 import inspect
-import io
-import os
-import re
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
 import torch
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from encoders import Backbone, Encoder
 from modalities import MODALITIES, Image
 from objectives import OBJECTIVES
+from training.errors import UserError
 
 GROUPS = ("data", "modality", "encoder", "objective")
 # What a run may change when it continues: none of it moves the sequence of samples or the schedule.
@@ -45,10 +31,6 @@ FREE = {
     "run_name",
     "data.max_bad",
 }
-
-
-class UserError(ValueError):
-    """A mistake of the user's: one line that names the thing and the way out, and no traceback."""
 
 
 @dataclass
@@ -220,126 +202,6 @@ def without_name(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "name"}
 
 
-def read(source: "Config | dict | str | os.PathLike", overrides: list[str] | None = None) -> Config:
-    """A checked `Config` from one, from a dictionary, or from a YAML file, with command-line overrides."""
-    if isinstance(source, Config):
-        return source.check()
-    given = source if isinstance(source, dict) else load_yaml(source)
-    return _parse(unfold(given), overrides or [], "train.py")
-
-
-def from_command_line(argv: list[str], program: str = "train.py") -> Config:
-    """A checked `Config` from command-line arguments; prints one line and exits on a mistake."""
-    try:
-        files, rest = [], []
-        arguments = iter(argv)
-        for argument in arguments:
-            if argument == "--config":
-                files.append(next(arguments, ""))
-            elif argument.startswith("--config="):
-                files.append(argument.split("=", 1)[1])
-            else:
-                rest.append(argument)
-        given: dict[str, Any] = {}
-        for name in files:
-            merge(given, unfold(load_yaml(name)))
-        return _parse(given, rest, program)
-    except ValueError as error:
-        sys.exit(f"{program}: {one_line(error)}")
-
-
-def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
-    argv = [re.sub(rf"^--({'|'.join(GROUPS)})(?==|$)", r"--\1.name", argument) for argument in argv]
-    names = {}
-    for group, table in (("modality", MODALITIES), ("objective", OBJECTIVES)):
-        asked, filed = peek(argv, f"--{group}.name"), given.get(group, {}).get("name")
-        names[group] = str(asked or filed or next(iter(table)))
-        if names[group] not in table:
-            raise UserError(f"{group} {names[group]!r} is not one of {', '.join(table)}{nearest(names[group], table)}")
-        if asked:
-            merge(given, {group: {"name": asked}})
-    parser = schema(names["modality"], names["objective"], program)
-    argv = with_values(argv, [f.name for f in dataclasses.fields(Run) if f.type is bool])
-    known = {action.dest for action in parser._actions}
-    for key in flatten(given):
-        if key not in known and not any(key.startswith(f"{whole}.") for whole in ("deepspeed",)):
-            raise UserError(f"no option {key!r}{nearest(key, known)}")
-    for argument in argv:
-        key = argument[2:].split("=")[0]
-        if argument.startswith("--") and key not in known | {"help", "print_config"}:
-            raise UserError(f"no option {argument.split('=')[0]!r}{nearest(key, known, '--')}")
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            space = parser.parse_args(["--config", yaml.safe_dump(given), *argv] if given else argv)
-    except ArgumentError as error:
-        raise UserError(one_line(error)) from None
-    values = space.as_dict()
-    values.pop("config", None)
-    groups = {name: values.pop(name) for name in GROUPS}
-    run = Run(**{key: value for key, value in values.items() if key in Run.__dataclass_fields__})
-    return Config(run, Data(**groups.pop("data")), **groups).check()
-
-
-def schema(modality: str, objective: str, program: str = "train.py") -> ArgumentParser:
-    """The parser for one modality and one objective: all options with docstring, unit and default."""
-    parser = ArgumentParser(
-        prog=program,
-        exit_on_error=False,
-        description=f"Pretrain one encoder without labels; now with modality {modality} and objective {objective}.",
-    )
-    parser.add_argument("--config", action="config", help="YAML file of the same options; may be given several times")
-    parser.add_class_arguments(Run)
-    parser.add_class_arguments(Data, "data")
-    parser.add_argument("--modality.name", choices=list(MODALITIES), default=modality, help="what the samples are")
-    parser.add_class_arguments(MODALITIES[modality], "modality")
-    parser.add_method_arguments(Encoder, "preset", "encoder")
-    parser.add_argument("--objective.name", choices=list(OBJECTIVES), default=objective, help="what is learned")
-    parser.add_class_arguments(OBJECTIVES[objective], "objective", skip={"backbone"})
-    return parser
-
-
-def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
-    path = Path(path)
-    if not path.is_file():
-        near = [str(p) for p in Path(__file__).parents[1].glob("configs/*.yaml")]
-        raise UserError(f"no config file {str(path)!r}{nearest(path.name, [Path(p).name for p in near])}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {one_line(error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no options (`name: value` lines)")
-    return content
-
-
-def unfold(given: dict[str, Any]) -> dict[str, Any]:
-    """Groups given as one word -> their name. Keys may be nested or dotted."""
-    result: dict[str, Any] = {}
-    for key, value in given.items():
-        if key in GROUPS and not isinstance(value, dict):
-            value = {"name": value}
-        for part in reversed(key.split(".")[1:]):
-            value = {part: value}
-        merge(result, {key.split(".")[0]: value})
-    return result
-
-
-def merge(into: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Put options over others. Where they name another modality or objective, those of the first are left out."""
-    for key, value in more.items():
-        old = into.get(key)
-        if not (isinstance(value, dict) and isinstance(old, dict)):
-            into[key] = copy.deepcopy(value)
-            continue
-        if key in ("modality", "objective") and "name" in old and value.get("name", old["name"]) != old["name"]:
-            left = ", ".join(without_name(old)) or "none"
-            line = f"{key} {value['name']} instead of {old['name']}: the file's settings of it are left out ({left})"
-            print(line, file=sys.stderr)
-            old.clear()
-        merge(old, value)
-    return into
-
-
 def flatten(given: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested -> dotted keys; a dictionary that is a value (`deepspeed`) is kept whole."""
     flat: dict[str, Any] = {}
@@ -349,41 +211,6 @@ def flatten(given: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def peek(argv: list[str], option: str) -> str | None:
-    """The last value of an option, before the parser that depends on it can be made."""
-    value = None
-    for here, following in zip(argv, [*argv[1:], None], strict=False):
-        if here == option:
-            value = following
-        elif here.startswith(option + "="):
-            value = here.split("=", 1)[1]
-    return value
-
-
-def with_values(argv: list[str], switches: list[str]) -> list[str]:
-    """`--bf16` alone means `--bf16 true`."""
-    result = []
-    for argument, following in zip(argv, [*argv[1:], "--"], strict=False):
-        result.append(argument)
-        if argument.removeprefix("--") in switches and argument.startswith("--") and following.startswith("--"):
-            result.append("true")
-    return result
-
-
-def nearest(word: str, known, dashes: str = "") -> str:
-    """`; did you mean ...?`, or nothing."""
-    known = list(known)
-    found = difflib.get_close_matches(word, known, 1, 0.5)
-    if not found:  # the same last part in another group: mask_ratio for objective.mask_ratio
-        found = difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], 1, 0.7)
-        found = [k for k in known if found and k.split(".")[-1] == found[0]]
-    return f"; did you mean {dashes}{found[0]}?" if found else ""
-
-
-def one_line(error: Exception | str) -> str:
-    return " ".join(str(error).split())
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -9,7 +9,9 @@ import yaml
 from modalities import MODALITIES
 from objectives import OBJECTIVES
 from training import checkpoint
-from training.config import Config, UserError, differences, from_command_line, nearest, read, schema
+from training.command_line import from_command_line, read, schema
+from training.errors import UserError, nearest
+from training.settings import Config, differences
 
 YAML = """
 data: {name: digits, eval_fraction: 0.2}
