@@ -44,15 +44,15 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         ctx.rows = len(x)
-        parts = [torch.empty_like(x) for _ in range(ranks())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        whole = x.new_empty(ranks() * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(whole, x.contiguous())
+        return whole
 
     @staticmethod
     def backward(ctx, gradient):
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+        own = gradient.new_empty(ctx.rows, *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous())  # a rank gets the sum for its own rows only
+        return own
 
 
 class _Total(torch.autograd.Function):

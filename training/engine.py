@@ -99,8 +99,16 @@ def settings(run: Run, ranks: int) -> dict[str, Any]:
     given["zero_optimization"] = zero = {k: v for k, v in given.get("zero_optimization", {}).items() if v != "auto"}
     stage = zero.setdefault("stage", 0)
     if stage == 3:
+        if run.compile:
+            raise UserError("compile and ZeRO-3: the compiler cannot read parameters that are cut; use ZeRO-0 to 2")
         # Persistent parameters stay stale in a teacher's forward.
         zero["stage3_param_persistence_threshold"] = 0
+        if zero.get("memory_efficient_linear"):
+            raise UserError(
+                "deepspeed memory_efficient_linear: it replaces torch's linear layers in the whole process and rounds "
+                "otherwise; leave it out of the DeepSpeed settings"
+            )
+        zero["memory_efficient_linear"] = False  # with it, bfloat16 at ZeRO-3 is not that of the other stages
     if stage:
         zero.setdefault("reduce_bucket_size", 50_000_000)
         zero.setdefault("allgather_bucket_size", 50_000_000)
@@ -114,6 +122,9 @@ def settings(run: Run, ranks: int) -> dict[str, Any]:
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**62,
+            "timers": given.get(
+                "timers", {"throughput": {"enabled": False}}
+            ),  # it would wait for the device twice a step
         }
     )
 
@@ -222,9 +233,9 @@ class Engine:
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """Values of all ranks, joined on the first axis."""
-        parts = [torch.empty_like(values) for _ in range(self.ranks)]
-        dist.all_gather(parts, values.contiguous())
-        return torch.cat(parts)
+        whole = values.new_empty(self.ranks * len(values), *values.shape[1:])
+        dist.all_gather_into_tensor(whole, values.contiguous())
+        return whole
 
     def share(self, value: Any) -> list[Any]:
         """Plain data of all ranks. It travels as JSON: the objects of `torch.distributed` are pickles."""
@@ -327,3 +338,32 @@ class Engine:
         from deepspeed.runtime.zero import GatheredParameters
 
         return GatheredParameters([parameter], modifier_rank=0 if modify else None)
+
+
+class Agreement:
+    """What all ranks must see alike, without waiting for it: of each of some numbers the largest, a step late.
+
+    A clock that has run out, a signal that one rank was sent: `asked = agree(signalled, seconds)`. Every rank calls it
+    at the end of every step. The reduction runs beside the next step, between hosts, so no device waits either.
+    """
+
+    def __init__(self):
+        self.group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+        self.pending: tuple[dist.Work, torch.Tensor] | None = None
+
+    def __call__(self, *values: float) -> list[float]:
+        """Hand in this step's numbers; returns what was handed in a step ago, at first zeros (of one rank: these)."""
+        if self.group is None:
+            return list(map(float, values))
+        agreed = self.last() or [0.0] * len(values)
+        largest = torch.tensor(values, dtype=torch.float64)
+        self.pending = dist.all_reduce(largest, dist.ReduceOp.MAX, self.group, async_op=True), largest
+        return agreed
+
+    def last(self) -> list[float] | None:
+        """What was handed in last, once all ranks have; to be called at the end, so that nobody leaves too early."""
+        if self.pending is None:
+            return None
+        (work, largest), self.pending = self.pending, None
+        work.wait()
+        return largest.tolist()

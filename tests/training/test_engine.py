@@ -11,7 +11,8 @@ from torch import nn
 
 from modalities import MODALITIES
 from objectives import OBJECTIVES
-from training.engine import learning_rate, optimizer, parameter_groups
+from training.config import UserError
+from training.engine import learning_rate, optimizer, parameter_groups, settings
 
 STAGES = (0, 1, 2, 3)
 
@@ -169,3 +170,90 @@ def test_a_loop_steps_at_its_rate(launch, tmp_path):
         assert rates == pytest.approx([expected * i / 4 for i in (1, 2, 3)])
         assert last == pytest.approx([rates[-1]] * len(last))
         assert decays == [0.0, 0.07]
+
+
+def linear_at_zero3(folder: str) -> list:
+    """Losses under bf16 of three steps at ZeRO-0 and 3, with biases that are not 0, and whether torch is as it was."""
+    from training import engine as engines
+
+    linear, losses = nn.functional.linear, []
+    for stage in (0, 3):
+        options = {"bf16": True, "deepspeed": {"zero_optimization": {"stage": stage}}}
+        run = support.config("image", "mae", folder, **options).run
+        device = engines.start(run)
+        torch.manual_seed(0)
+        module = built("image", "mae")
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias"):
+                nn.init.normal_(parameter)
+        engine = engines.Engine(module, run, device)
+        view = {"data": torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), "seed": torch.arange(4)}
+        for _ in range(3):
+            out = engine.forward([module.backbone.modality.prepare(view)])
+            engine.backward(out["loss"])
+            engine.step(1e-3)
+            losses.append(out["loss"].item())
+    return [losses[:3], losses[3:], nn.functional.linear is linear]
+
+
+def test_linear_layers_are_torch_s_own_at_zero3(launch, tmp_path):
+    """In a fresh process, since DeepSpeed would replace `torch.nn.functional.linear` for good."""
+    (made,) = launch(linear_at_zero3, 1, folder=str(tmp_path)).results()
+    plain, cut, untouched = made
+    assert untouched
+    assert cut == pytest.approx(plain, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "options", "says"),
+    [
+        ({"stage": 3, "memory_efficient_linear": True}, {}, "memory_efficient_linear: it replaces"),
+        ({"stage": 3}, {"compile": True}, "compile and ZeRO-3: .* use ZeRO-0 to 2"),
+    ],
+)
+def test_what_zero3_cannot_do_is_refused(deepspeed, options, says):
+    run = support.config("image", "mae", "unused", deepspeed={"zero_optimization": deepspeed}, **options).run
+    with pytest.raises(UserError, match=says):
+        settings(run, 1)
+
+
+def agreed(steps: int) -> list:
+    import torch.distributed as dist
+
+    from training import engine as engines
+
+    engines.start(support.config("image", "mae", "unused").run)
+    agree, rank = engines.Agreement(), dist.get_rank()
+    # The second rank alone gets a signal, at step 1; its clock is ahead.
+    seen = [agree(rank == 1 and step == 1, step + 0.5 * rank) for step in range(steps)]
+    return [*seen, agree.last()]
+
+
+def test_ranks_agree_a_step_late(launch):
+    for seen in launch(agreed, 2, steps=4).results():
+        assert seen == [[0, 0], [0, 0.5], [1, 1.5], [0, 2.5], [0, 3.5]]
+    (alone,) = launch(agreed, 1, steps=3).results()
+    assert alone == [[0, 0], [0, 1], [0, 2], None]
+
+
+def gathered(rows: int) -> list:
+    import torch.distributed as dist
+
+    from objectives import collectives
+    from training import engine as engines
+
+    engines.start(support.config("image", "mae", "unused").run)
+    rank = dist.get_rank()
+    x = (torch.arange(rows * 3.0).view(rows, 3) + 100 * rank).requires_grad_()
+    whole = collectives.gather(x)
+    weight = torch.arange(whole.numel()).view_as(whole) * (rank + 1.0)
+    (whole * weight).sum().backward()
+    return [whole.detach(), x.grad]
+
+
+def test_a_gathered_tensor_s_gradient_is_the_sum_over_ranks_of_its_own_rows(launch):
+    results = launch(gathered, 2, rows=4).results()
+    asked = 3 * torch.arange(24.0).view(8, 3)  # by both ranks together
+    for rank, (whole, gradient) in enumerate(results):
+        torch.testing.assert_close(whole, torch.cat([torch.arange(12.0).view(4, 3) + 100 * r for r in range(2)]))
+        torch.testing.assert_close(gradient, asked[4 * rank : 4 * rank + 4])
