@@ -96,6 +96,7 @@ def settings(run: Run, ranks: int) -> dict[str, Any]:
         value = given.pop(key, "auto")
         if value != "auto" and not (isinstance(value, dict) and value.get("enabled", True) in (False, "auto")):
             raise UserError(f"deepspeed {key}: is set by {way}; leave it out of the DeepSpeed settings")
+    given.setdefault("timers", {"throughput": {"enabled": False}})  # it waits for the device twice a step
     given["zero_optimization"] = zero = {k: v for k, v in given.get("zero_optimization", {}).items() if v != "auto"}
     stage = zero.setdefault("stage", 0)
     if stage == 3:
@@ -122,9 +123,6 @@ def settings(run: Run, ranks: int) -> dict[str, Any]:
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**62,
-            "timers": given.get(
-                "timers", {"throughput": {"enabled": False}}
-            ),  # it would wait for the device twice a step
         }
     )
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from modalities import MODALITIES
 from objectives import OBJECTIVES
-from training.config import UserError
 from training.engine import learning_rate, optimizer, parameter_groups, settings
+from training.errors import UserError
 
 STAGES = (0, 1, 2, 3)
 
