@@ -56,13 +56,27 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
     return loop.train()
 
 
+def show(config: Config | dict[str, Any] | str | os.PathLike) -> None:
+    """Print how the data of a configuration is read. Trains nothing."""
+    from training import sources
+
+    config = read(config)
+    try:
+        sources.show(config.data, config.build_modality())
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line. A mistake of the user's is one line and exit code 1, not a traceback."""
     argv = sys.argv[1:] if argv is None else argv
     argv = [a for a in argv if not a.startswith("--local_rank")]  # the deepspeed launcher adds it
     config = from_command_line(argv)
     try:
-        pretrain(config)
+        if "--show" in argv:
+            show(config)
+        else:
+            pretrain(config)
     except UserError as error:
         sys.exit(f"train.py: {one_line(error)}")
     except KeyboardInterrupt:

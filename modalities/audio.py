@@ -164,6 +164,10 @@ class Audio(Grid):
         """`{"bytes", "path"}` or a path -> a clip. No more than one window of it is decoded, now or later."""
         return Clip(bytes_or_path(value), self.window)
 
+    def describe(self, cell) -> str:
+        clip = self.read(cell)
+        return f"{clip.length / RATE:.2f} s of sound, {clip.rate} Hz in the file"
+
     def view(self, sample: Clip, view: View, seed: int) -> dict[str, Tensor]:
         """`data [s]` the waveform, padded; `valid_frames` without padding; what to do on the device, if anything."""
         if view.strength == "none":

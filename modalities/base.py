@@ -12,8 +12,10 @@ A *view* of a batch is a plain dict:
 r rows, n pieces a row, a axes, p values in a piece, B samples.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+from urllib.parse import unquote_to_bytes
 
 import torch
 from einops import rearrange
@@ -32,6 +34,8 @@ def bytes_or_path(cell: Any) -> Any:
     """A cell `{"bytes", "path"}` or a path -> bytes, where they are at hand or in an archive, or else the path."""
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell["path"]
+    if isinstance(cell, str) and cell.startswith("file://"):  # a name that is not UTF-8
+        return os.fsdecode(unquote_to_bytes(cell.removeprefix("file://")))
     if isinstance(cell, str) and "://" in cell:
         import fsspec
 
@@ -99,6 +103,10 @@ class Modality(nn.Module):
 
     def view(self, sample: Any, view: View, seed: int) -> dict[str, Any]:
         """One view of a sample, as tensors for `collate`. `seed` is the sample's; the view hashes its index in."""
+        raise NotImplementedError
+
+    def describe(self, cell: Any) -> str:
+        """What a cell holds, in a few words. Raises `BadSample`."""
         raise NotImplementedError
 
     def collate(self, samples: list[dict[str, Tensor]], seed: Int[Tensor, "b"]) -> dict[str, Tensor]:

@@ -153,6 +153,10 @@ class Image(Grid):
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
             raise BadSample(f"not a readable picture: {error}") from error
 
+    def describe(self, cell) -> str:
+        picture = self.read(cell)
+        return f"a picture of {picture.width}×{picture.height}, {picture.mode}"
+
     def view(self, sample, view: View, seed: int) -> dict[str, Tensor]:
         if view.strength == "none":
             return {"data": self._evaluation(sample)}

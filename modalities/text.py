@@ -150,6 +150,10 @@ class Text(Modality):
             raise BadSample("blank text")
         return {"ids": np.asarray(value["ids"], dtype=np.int64), "starts": np.asarray(value["starts"], dtype=bool)}
 
+    def describe(self, cell) -> str:
+        text = clean(cell)
+        return f"{len(text):,} characters, {text[:80]!r}{' ...' if len(text) > 80 else ''}"
+
     def view(self, sample: dict[str, np.ndarray], view: View, seed: int) -> dict[str, Tensor]:
         """The tokens that the view keeps, then `</s>`; `identity` is a hash of all of the window's."""
         ids, starts = sample["ids"], sample["starts"]

@@ -1,39 +1,71 @@
-"""Sources: what is where, read through `datasets` into rows with a column of samples and, perhaps, one of labels."""
+"""Sources: what is where, and what was left out. A source becomes rows with a column of samples, and perhaps of labels.
 
+A folder is read by one rule. Hidden files and documentation are no data. Of what is left, a table that holds samples
+wins over loose files; where that is not sure, the run asks. Words of splits are those of `datasets`, in the names of
+folders, and where folders have none, in the names of tables and text files. Whatever is not used is named with the
+reason.
+"""
+
+import dataclasses
+import hashlib
 import os
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modalities import MODALITIES, Modality
+from modalities import MODALITIES, BadSample, Modality
+from modalities.base import bytes_or_path
 from training.builtin import NAMES, builtin
 from training.errors import UserError, nearest, one_line
+from training.files import (
+    ARCHIVES,
+    TABLES,
+    File,
+    Source,
+    by_split,
+    names,
+    some,
+    sort_out,
+    split_level,
+    split_word,
+)
 from training.settings import Data
-
-TABLES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-SPLITS |= {"dev": "validation"}
+from training.tables import (
+    cells_of,
+    column_of,
+    holds,
+    holds_lines,
+    kind_of,
+    label_of,
+    name_of_modality,
+    points,
+    read_documents,
+    read_files,
+    whole,
+)
 
 
 @dataclass
 class Rows:
-    """Rows of one split, undecoded, with the columns that hold samples and labels."""
+    """Rows of one split, undecoded, with the columns that hold samples and labels. `root`: where its files lie."""
 
     table: Any  # datasets.Dataset
     column: str
     label: str | None
     name: str
     modality: Modality
+    root: str | None = None
 
     def __len__(self) -> int:
         return len(self.table)
 
     def select(self, index) -> "Rows":
-        return Rows(self.table.select(index), self.column, self.label, self.name, self.modality)
+        return dataclasses.replace(self, table=self.table.select(index))
 
     def labels(self) -> np.ndarray:
         """The label of each row, numbers or words as the column has them."""
@@ -51,45 +83,143 @@ class Rows:
         return self if len(found) == len(self) else self.select(found)
 
 
-def load(data: Data, modality: Modality, split: str | None = None) -> Rows:
-    """Rows of `split` (default: `data.split`). Raises `UserError` with the way out."""
+def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple[Rows, str]:
+    """Rows of a split, and why it is that column."""
     import datasets
 
-    datasets.disable_progress_bars()
-    name, kind, split = str(data.name), _name(modality), split or data.split
-    path = Path(os.path.expanduser(name))
+    asked, split = split, split_called(split, list(source.read))
+    if split is None:
+        raise UserError(f"data {source.name} has no split {asked!r}; it has {', '.join(source.read)}")
     try:
-        if name in NAMES:
-            splits = builtin(name)
-        elif path.exists():
-            splits = _local(path, modality)
-        else:
-            splits = _hub(data)
-    except (datasets.exceptions.DatasetGenerationError, OSError) as error:
-        raise UserError(f"data {name}: cannot be read: {one_line(error.__cause__ or error)}") from error
-    if isinstance(splits, datasets.Dataset):
-        splits = {"train": splits}
-    if split not in splits:
-        raise UserError(f"data {name} has no split {split!r}; it has {', '.join(splits)}")
-    table = splits[split]
+        table = source.read[split]()
+    except UserError:
+        raise
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise UserError(f"data {source.name}: cannot be read: {one_line(error.__cause__ or error)[:300]}") from error
     if not len(table):
-        raise UserError(f"data {name}, split {split}: no rows")
-    column, why = _column(table, data.column, modality, kind, name)
-    table, unrolled = _undecoded(table, column, modality)
-    label = data.label_column or _label(table)
+        raise UserError(f"data {source.name}, split {split}: no rows")
+    column, why = column_of(table, data, modality, source)
+    table, more = cells_of(table, column, modality, source, split)
+    table = whole(table, column, modality, data, source)
+    label = data.label_column or label_of(table)
     if label is not None and label not in table.column_names:
-        raise UserError(f"data.label_column {label!r} is not a column; there are {', '.join(table.column_names)}")
-    print_once(f"data: {len(table):,} rows of {name} ({split}), column {column!r} ({why}{unrolled})")
-    return Rows(table, column, label, name, modality)
+        raise UserError(
+            f"data.label_column {label!r} is not a column{nearest(label, table.column_names)}; "
+            f"there are {', '.join(table.column_names)}"
+        )
+    return Rows(table, column, label, source.name, modality, source.root), f"{column!r} ({why}{more})"
+
+
+def load(data: Data, modality: Modality, split: str | None = None) -> Rows:
+    """Rows of `split` (default: `data.split`). Says what is read, and what is not. `UserError` names the way out."""
+    source = find(data, modality)
+    rows, column = rows_of(source, data, modality, split or data.split)
+    split = split_called(split or data.split, list(source.read))
+    labels = f"labels {rows.label!r}" if rows.label else "no labels"
+    others = f"; other splits: {', '.join(s for s in source.read if s != split)}" if len(source.read) > 1 else ""
+    print_once(f"data: {len(rows):,} rows of {source.name} ({split}), column {column}; {labels}{others}")
+    for note in source.notes:
+        print_once(f"data: {note}")
+    if source.left_out():
+        print_once(f"data: left out: {source.left_out()}")
+    return rows
 
 
 def splits_of(data: Data, modality: Modality) -> list[str]:
     """Names of the splits that a source has."""
-    import datasets
+    return list(find(data, modality).read)
 
-    path = Path(os.path.expanduser(str(data.name)))
-    found = builtin(data.name) if data.name in NAMES else _local(path, modality) if path.exists() else _hub(data)
-    return ["train"] if isinstance(found, datasets.Dataset) else list(found)
+
+def split_called(word: str, splits: list[str]) -> str | None:
+    """The split that a word means: the one of that name, or of another of `datasets`' words for it; None for none."""
+    if word in splits:
+        return word
+    meant = split_word(word)
+    return next((split for split in splits if meant and split_word(split) == meant), None)
+
+
+def show(data: Data, modality: Modality) -> None:
+    """Print how a source is read: files, splits, columns, labels, three samples, what is left out."""
+    source = find(data, modality)
+    rows, column = rows_of(source, data, modality, data.split)
+    split = split_called(data.split, list(source.read))
+
+    def line(title: str, text: str) -> None:
+        print(f"{title:10} {text}")
+
+    line("source", f"{source.name}, as {name_of_modality(modality)}")
+    kinds = Counter(
+        os.path.splitext(name)[1].lower() or "no suffix" for names in source.files.values() for name in names
+    )
+    line("files", ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()) or "none of its own")
+    for other in source.read:
+        count = len(rows) if other == split else len(rows_of(source, data, modality, other)[0])
+        files = f" ({some(source.files[other])})" if source.files[other] else ""
+        line("split", f"{other}: {count:,} rows{files}{', read now' if other == split else ''}")
+    line("columns", ", ".join(f"{name} ({kind_of(f)})" for name, f in rows.table.features.items()))
+    line("samples", f"column {column}")
+    line("labels", _described(rows))
+    for note in source.notes:
+        line("note", note)
+    line("left out", source.left_out() or "nothing")
+    for i in sorted({0, len(rows) // 2, len(rows) - 1}):
+        cell = rows.table[i][rows.column]
+        try:
+            text = modality.describe(cell)
+        except BadSample as error:
+            text = f"unusable: {error}"
+        where = f"{relative(str(cell.get('path')), rows.root)}: " if isinstance(cell, dict) else ""
+        label = f" [{_word(rows, rows.table[i][rows.label])}]" if rows.label else ""
+        line("sample", f"{i}: {where}{text}{label}")
+
+
+def _described(rows: Rows) -> str:
+    if rows.label is None:
+        return "none: no column called label, no single class label (data.label_column names one)"
+    count = Counter(_word(rows, v) for v in rows.table[rows.label][:])
+    most = ", ".join(f"{name} {n:,}" for name, n in count.most_common(10))
+    return f"column {rows.label!r}, {len(count):,} different: {most}{', ...' if len(count) > 10 else ''}"
+
+
+def _word(rows: Rows, value: Any) -> str:
+    feature = rows.table.features[rows.label]
+    return feature.names[value] if hasattr(feature, "names") and value is not None and value >= 0 else str(value)
+
+
+def fingerprint(rows: Rows) -> str:
+    """The identity of the data, wherever it lies: number of rows, names, and sizes and bytes of a hundred rows."""
+    count = len(rows)
+    state = hashlib.sha256(f"{count} {rows.column}".encode())
+    cells = rows.table.select_columns([rows.column])
+    if not holds_lines(rows.modality):
+        for batch in cells.with_format("arrow").iter(10_000):
+            for path in batch[rows.column].combine_chunks().field("path").to_pylist():
+                state.update(relative(path or "", rows.root).encode() + b"\0")
+    for i in sorted({i * (count - 1) // 99 for i in range(100)}):
+        cell = cells[i][rows.column]
+        if isinstance(cell, dict) and cell.get("bytes") is None:
+            cell = _head(cell)
+        elif isinstance(cell, dict):
+            cell = cell["bytes"]
+        state.update(cell if isinstance(cell, bytes) else repr(cell).encode("utf-8", "surrogatepass"))
+    return state.hexdigest()[:16]
+
+
+def _head(cell: dict[str, Any], most: int = 2**20) -> bytes:
+    """Size and first bytes of a file; nothing of one that cannot be read, which is a bad sample in any place."""
+    try:
+        found = bytes_or_path(cell)
+        if isinstance(found, bytes):
+            return b"%d " % len(found) + found[:most]
+        with open(found, "rb") as file:
+            return b"%d " % os.fstat(file.fileno()).st_size + file.read(most)
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return b""
+
+
+def relative(path: str, root: str | None) -> str:
+    """A path, or `zip://member::archive`, as it is called within the source."""
+    return path.replace(root.rstrip("/") + "/", "") if root else path
 
 
 def print_once(text: str) -> None:
@@ -97,18 +227,46 @@ def print_once(text: str) -> None:
         print(text, flush=True)
 
 
-def _name(modality: Modality) -> str:
-    return next((name for name, cls in MODALITIES.items() if cls is type(modality)), type(modality).__name__.lower())
+def find(data: Data, modality: Modality) -> Source:
+    """What is where. Reads names and the heads of tables, no rows."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it says of a failure, we say in one line
+    name = str(data.name)
+    path = Path(os.path.expanduser(name))
+    try:
+        if name in NAMES:
+            source = _splits(Source(name), builtin(name))
+            if path.exists():
+                source.notes.append(f"{name} is the built-in set; the folder of that name is not used: ./{name} is it")
+        elif path.exists():
+            return _local(path, data, modality)
+        else:
+            return _hub(data)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"data {name}: cannot be read: {one_line(error)}") from error
+    if data.subset or data.revision:
+        raise UserError(f"data {name} is built in: it has no data.subset and no data.revision; leave them out")
+    return source
 
 
-def _hub(data: Data):
+def _splits(source: Source, found) -> Source:
+    import datasets
+
+    for split, table in ({"train": found} if isinstance(found, datasets.Dataset) else found).items():
+        source.add(split, [], lambda table=table: table)
+    return source
+
+
+def _hub(data: Data) -> Source:
     import datasets
 
     name = str(data.name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"data {name}: no such file or folder")
     try:
-        return datasets.load_dataset(name, data.subset, revision=data.revision)
+        return _splits(Source(name), datasets.load_dataset(name, data.subset, revision=data.revision))
     except Exception as error:
         hint = nearest(name, NAMES)
         raise UserError(
@@ -117,176 +275,256 @@ def _hub(data: Data):
         ) from error
 
 
-def _local(path: Path, modality: Modality):
-    """Splits of a file or a folder on this machine."""
+def _local(path: Path, data: Data, modality: Modality) -> Source:
+    """A file or a folder on this machine."""
     import datasets
 
-    if path.is_file():
-        builder = TABLES.get(path.suffix.lower())
-        if builder:
-            return datasets.load_dataset(builder, data_files={"train": str(path)}, **_csv(path))
-        return _text([path], path) if path.suffix.lower() in (".txt", ".md") else _folder(path.parent, modality, [path])
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return datasets.load_from_disk(str(path))
-    suffixes = {p.suffix.lower() for p in path.rglob("*") if p.stem != "metadata"}
-    kinds = {TABLES[suffix] for suffix in suffixes if suffix in TABLES}
-    if kinds and suffixes.isdisjoint(modality.suffixes):
-        if len(kinds) > 1:
-            raise UserError(f"data {path}: tables of several kinds ({', '.join(sorted(kinds))}); name one file")
-        (builder,) = kinds
-        return datasets.load_dataset(builder, data_dir=str(path))
-    return _folder(path, modality)
-
-
-def _csv(path: Path) -> dict[str, str]:
-    return {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-
-
-def _text(files: list[Path], path: Path):
-    import datasets
-
-    return datasets.load_dataset("text", data_files={"train": [str(f) for f in files]})["train"]
-
-
-def _folder(path: Path, modality: Modality, files: list[Path] | None = None):
-    """Files of a folder, and of zip archives in it, one a row; class folders become labels, split folders splits."""
-    import datasets
-
-    found: list[tuple[str, str]] = []  # (what to open, name within the folder)
-    others: Counter[str] = Counter()
-    for file in sorted(files or (p for p in path.rglob("*") if p.is_file() and not hidden(p.relative_to(path)))):
-        if file.suffix.lower() == ".zip":
-            with zipfile.ZipFile(file) as archive:
-                names = sorted(n for n in archive.namelist() if not hidden(Path(n)))
-                inner = [n for n in names if Path(n).suffix.lower() in modality.suffixes]
-            found += [(f"zip://{name}::{file}", name) for name in inner]
-        elif file.suffix.lower() in modality.suffixes:
-            found.append((str(file), str(file.relative_to(path))))
-        elif file.stem != "metadata":
-            others[file.suffix.lower() or "no suffix"] += 1
-    if not found:
-        looks = [n for n, cls in MODALITIES.items() if any(s in cls.suffixes for s in others)]
-        hint = f"; its files look like modality {looks[0]}" if looks else ""
-        there = ", ".join(f"{n} {s}" for s, n in others.most_common(5)) or "it is empty"
-        raise UserError(f"data {path}: no file that modality {_name(modality)} reads ({there}){hint}")
-    if others:
-        print_once(f"data: ignored {sum(others.values())} other files ({', '.join(sorted(others))})")
-    if set(modality.features) & {"string", "large_string"}:
-        return _text([Path(f) for f, _ in found], path)
-
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for file, name in found:
-        first = Path(name).parts[0].lower()
-        groups.setdefault(SPLITS.get(first, "") if len(Path(name).parts) > 1 else "", []).append((file, name))
-    if len(groups) == 1 and "" in groups:
-        groups = {"train": groups[""]}
-    elif "" in groups:
-        raise UserError(f"data {path}: {len(groups[''])} files lie beside the split folders; move them into one")
-
-    depth = {
-        len(Path(name).parts)
-        - (2 if split and path.joinpath(Path(name).parts[0]).is_dir() and Path(name).parts[0].lower() in SPLITS else 1)
-        for split, rows in groups.items()
-        for _, name in rows
-    }
-    feature = getattr(datasets, modality.features[0])(decode=False)
-    columns = {_name(modality): feature}
-    # Labels go by name: one table, the training split's, for all.
-    first = groups.get("train") or next(iter(groups.values()))
-    classes = sorted({Path(name).parts[-2] for _, name in first}) if depth == {1} else []
-    if len(classes) > 1:
-        columns["label"] = datasets.ClassLabel(names=classes)
-    extra = _metadata(path, {name for _, name in found})
-
-    def rows(split: str) -> list[dict[str, Any]]:
-        made = []
-        for file, name in groups[split]:
-            row: dict[str, Any] = {_name(modality): {"path": file, "bytes": None}}
-            if "label" in columns:
-                row["label"] = classes.index(Path(name).parts[-2]) if Path(name).parts[-2] in classes else -1
-            made.append(row | extra.get(name, dict.fromkeys(extra.get("", ()))))
-        return made
-
-    result = datasets.DatasetDict()
-    for split in groups:
-        made = datasets.Dataset.from_list(rows(split))
-        result[split] = made.cast(datasets.Features({**made.features, **columns}))
-    return result
-
-
-def hidden(path: Path) -> bool:
-    """What file managers leave about: `.DS_Store`, and in archives `__MACOSX/._a.jpg`, which is no picture."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-
-
-def _metadata(path: Path, names: set[str]) -> dict[str, dict[str, Any]]:
-    """Columns of a `metadata.csv` or `.jsonl` by file name; files without a row, and the reverse, are reported."""
-    import datasets
-
-    for file in (path / "metadata.csv", path / "metadata.jsonl"):
-        if not file.exists():
-            continue
-        table = datasets.load_dataset(TABLES[file.suffix], data_files=str(file))["train"]
-        if "file_name" not in table.column_names:
-            continue
-        rows = {row.pop("file_name"): row for row in table.to_list()}
-        lost, bare = len(rows.keys() - names), len(names - rows.keys())
-        if lost or bare:
-            print_once(f"data: {file.name}: {lost} rows without a file, {bare} files without a row")
-        rows[""] = dict.fromkeys(c for c in table.column_names if c != "file_name")
-        return rows
-    return {}
-
-
-def _kind(feature: Any) -> str:
-    return (
-        getattr(feature, "dtype", None) or type(feature).__name__
-        if type(feature).__name__ == "Value"
-        else type(feature).__name__
-    )
-
-
-def _column(table, named: str | None, modality: Modality, kind: str, source: str) -> tuple[str, str]:
-    """The column of samples, and why."""
-    if named is not None:
-        if named not in table.column_names:
-            known = table.column_names
-            raise UserError(
-                f"data.column {named!r}: no such column{nearest(named, known)}; there are {', '.join(known)}"
-            )
-        return named, "as asked"
-    found = [c for c, f in table.features.items() if _kind(getattr(f, "feature", f)) in modality.features]
-    if len(found) == 1:
-        return found[0], f"the only one of type {'/'.join(modality.features)}"
-    if kind in found:
-        return kind, f"of {', '.join(found)} the one of that name"
-    if found:
+    if data.revision:
         raise UserError(
-            f"data {source}: several columns may hold the samples ({', '.join(found)}): name one, --data.column"
+            f"data.revision {data.revision}: {path} lies on this machine and has no revisions; leave it out"
         )
-    there = ", ".join(f"{c} ({_kind(f)})" for c, f in table.features.items())
-    raise UserError(f"data {source}: no column of type {'/'.join(modality.features)}; there are {there}")
+    if path.is_dir() and _subsets(path):
+        return _subset(path, data)
+    if data.subset:
+        raise UserError(f"data.subset {data.subset}: {path} names no subsets (configs in its README.md); leave it out")
+    if (
+        (path / "dataset_dict.json").exists()
+        or (path / "state.json").exists()
+        and (path / "dataset_info.json").exists()
+    ):
+        return _splits(Source(str(data.name), str(path)), datasets.load_from_disk(str(path)))
+    source = Source(str(data.name), str(path if path.is_dir() else path.parent))
+    samples, tables, about = sort_out(source, path, modality)
+    if not samples and not tables:
+        raise UserError(_nothing(source, path, modality))
+    if tables and not samples:
+        return _tables(source, tables)
+    if tables and holds_lines(modality):
+        pointing = [t for t in tables if points(t, samples)]
+        if len(pointing) == len(tables):
+            source.leave("tables beside the files; to read one, name it", *names(tables))
+            return _files(source, samples, about, modality)
+        table = next(t for t in tables if t not in pointing)
+        raise UserError(
+            f"data {path}: tables ({some([t.name for t in tables])}) beside text files "
+            f"({some([s.name for s in samples])}): name the one to read, such as --data {path / table.name}, "
+            "or a folder that holds one kind only"
+        )
+    holding = [t for t in tables if holds(t, modality)]
+    if holding:
+        source.leave("files beside the tables that hold samples; to read files, name their folder", *names(samples))
+        source.leave("tables without samples", *(t.name for t in tables if t not in holding))
+        return _tables(source, holding)
+    if tables:
+        source.leave("tables beside the files; to read one, name it", *names(tables))
+    return _files(source, samples, about, modality)
 
 
-def _undecoded(table, column: str, modality: Modality):
-    """The table with that column as bytes; a column of lists is unrolled."""
+def _subsets(path: Path) -> list[str]:
+    """Names of the subsets that a clone of a hub repository describes in its README."""
+    import yaml
+
+    try:
+        text = (path / "README.md").read_text(encoding="utf-8", errors="replace")
+        head = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
+    except (OSError, yaml.YAMLError, IndexError):
+        return []
+    configs = head.get("configs") if isinstance(head, dict) else None
+    return [
+        c["config_name"] for c in configs or [] if isinstance(c, dict) and c.get("data_files") and "config_name" in c
+    ]
+
+
+def _subset(path: Path, data: Data) -> Source:
+    """A clone of a hub repository whose README says which files are which subset and split: `datasets` reads that."""
     import datasets
 
-    feature = table.features[column]
-    if not hasattr(datasets, modality.features[0]):  # plain values, of which nothing is decoded
-        return table, ""
-    raw = getattr(datasets, modality.features[0])(decode=False)
-    if hasattr(feature, "feature"):
-        table = table.cast_column(column, datasets.List(raw)).select_columns([column])
-        table = table.map(
-            lambda rows: {column: [cell for row in rows[column] for cell in row]},
-            batched=True,
-            features=datasets.Features({column: raw}),
+    known = _subsets(path)
+    if data.subset is None and len(known) > 1 and "default" not in known:
+        raise UserError(
+            f"data {path}: its README.md names several subsets ({', '.join(known)}): name one, --data.subset"
         )
-        return table, ", lists unrolled"
-    return table.cast_column(column, raw), ""
+    if data.subset is not None and data.subset not in known:
+        raise UserError(
+            f"data.subset {data.subset!r}: no such subset{nearest(data.subset, known)}; there are {', '.join(known)}"
+        )
+    subset = data.subset or ("default" if "default" in known else known[0])
+    source = _splits(Source(str(data.name), str(path)), datasets.load_dataset(str(path), subset))
+    source.notes.append(f"subset {subset!r}, as README.md has it")
+    if others := [name for name in known if name != subset]:
+        source.leave("subsets", *others)
+    return source
 
 
-def _label(table) -> str | None:
-    found = [c for c, f in table.features.items() if type(f).__name__ == "ClassLabel"]
-    return found[0] if len(found) == 1 else "label" if "label" in table.column_names else None
+def _nothing(source: Source, path: Path, modality: Modality) -> str:
+    """Why there is nothing to read, and the way out."""
+    left = source.left
+    if written := left.get("documentation"):
+        if holds_lines(modality) and not any(
+            names for reason, names in left.items() if reason in ("other files", "archives")
+        ):
+            return (
+                f"data {path} holds nothing but documentation ({some(written)}); "
+                f"to train on it, name the file: --data {path / written[0]}"
+            )
+    others = Counter(os.path.splitext(name)[1].lower() or "no suffix" for names in left.values() for name in names)
+    looks = [
+        n for n, cls in MODALITIES.items() if any(s in cls.suffixes for s in others) and n != name_of_modality(modality)
+    ]
+    hint = f"; its files look like modality {looks[0]}" if looks else ""
+    if any(suffix in ARCHIVES for suffix in others):
+        hint += "; extract its archives"
+    if empty := left.get("empty"):
+        hint += f"; empty: {some(empty)}"
+    there = ", ".join(f"{n} {s}" for s, n in others.most_common(5)) or "it is empty"
+    return f"data {path}: no file that modality {kind} reads ({there}){hint}"
+
+
+def _files(source: Source, samples: list[File], about: list[File], modality: Modality) -> Source:
+    """A file a sample, or, of text without classes, a line; class folders become labels, split folders splits."""
+    lines = holds_lines(modality)
+    level = split_level(source.name, [f.folders for f in samples])
+    inner = {f: tuple(p for i, p in enumerate(f.folders) if i != level) for f in samples}
+    top = _common(list(inner.values()))
+    inner = {file: folders[top:] for file, folders in inner.items()}
+    extra, columns = _metadata(source, samples, about)
+    containers = lines and not any(inner.values()) and not extra
+    groups = by_split(source, source.name, samples, containers)
+    classes = _classes(source, groups, inner, columns)
+    for split, files in groups.items():
+        if containers:
+            read = partial(read_files, source, "text", files)
+        else:
+            labels = [classes.get(inner[f][0], -1) if inner[f] else -1 for f in files] if classes else None
+            if labels and -1 in labels:
+                bare = [f.name for f, label in zip(files, labels, strict=True) if label < 0]
+                source.notes.append(
+                    f"{split}: {len(bare):,} files have no class of train's, and no label ({some(bare)})"
+                )
+            rows = [extra.get(f.name, {}) for f in files] if extra else None
+            read = partial(_sampled, source, files, labels, list(classes), rows, columns, modality)
+        source.add(split, names(files), read)
+    if lines:
+        source.notes.append("a line is a sample" if containers else "a file is a sample")
+    return source
+
+
+def _common(folders: list[tuple[str, ...]]) -> int:
+    """How many folders all files have in common."""
+    level = 0
+    while all(len(f) > level and f[level] == folders[0][level] for f in folders):
+        level += 1
+    return level
+
+
+def _classes(source: Source, groups: dict[str, list[File]], inner, columns: list[str]) -> dict[str, int]:
+    """Numbers of the class folders: one table, the training split's, for all splits."""
+    first = groups.get("train") or next(iter(groups.values()))
+    depths = Counter(len(inner[file]) for file in first)
+    if set(depths) == {0}:
+        return {}
+    if set(depths) != {1}:
+        source.notes.append(
+            f"no labels of folders: class folders hold their files, here they are {min(depths)} to {max(depths)} deep"
+        )
+        return {}
+    found = sorted({inner[file][0] for file in first})
+    if "label" in columns:
+        source.notes.append(f"labels are those of the metadata's column, not the {len(found)} folders' names")
+        return {}
+    return {name: number for number, name in enumerate(found)} if len(found) > 1 else {}
+
+
+def _metadata(source: Source, samples: list[File], about: list[File]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Columns of metadata tables by file; rows without a file, the reverse, and second rows are reported."""
+    rows: dict[str, dict[str, Any]] = {}
+    columns: list[str] = []
+    known = {file.name for file in samples}
+    for table in about:
+        read = read_files(source, TABLES[table.suffix], [table])
+        folder = "/".join((*table.folders, ""))
+        here = {name for name in known if name.startswith(folder)}
+        places: dict[str, list[str]] = {
+            column: [_place(folder, value) for value in read[column][:]]
+            for column, feature in read.features.items()
+            if kind_of(feature) in ("string", "large_string", "string_view")
+        }
+        # The column of files is the one that names most of them.
+        found = {column: len(here & set(values)) for column, values in places.items()}
+        column = max(found, key=lambda c: (found[c], c == "file_name"), default=None)
+        if column is None or not found[column]:
+            source.leave("metadata of which no column names the files", table.name)
+            continue
+        lost = [place for place in places[column] if place not in here]
+        twice = [place for place, count in Counter(places[column]).items() if count > 1 and place in here]
+        others = [c for c in read.column_names if c != column]
+        columns += [c for c in others if c not in columns]
+        for place, row in zip(places[column], read.select_columns(others).to_list(), strict=True):
+            if place in here:
+                rows.setdefault(place, row)
+        bare = len(here - rows.keys())
+        if lost or bare:
+            source.notes.append(f"{table.name}: {len(lost)} rows without a file, {bare} files without a row")
+        if twice:
+            source.notes.append(
+                f"{table.name}: {len(twice)} files have several rows, of which the first counts ({some(twice)})"
+            )
+    return rows, columns
+
+
+def _place(folder: str, value: str | None) -> str:
+    return os.path.normpath(folder + (value or "").replace("\\", "/"))
+
+
+def _sampled(source: Source, files: list[File], labels, classes, rows, columns: list[str], modality: Modality):
+    """A table of files: one a row, with its label and its columns of metadata."""
+    import datasets
+
+    features, name = {}, name_of_modality(modality)
+    if holds_lines(modality):
+        made = read_documents(files)
+        column = made["text"][:]
+        bad = [i for i, text in enumerate(column) if text is None]
+    else:
+        bad = []
+        feature = getattr(datasets, modality.features[0])(decode=False)
+        made = datasets.Dataset.from_dict(
+            {name: [{"path": _opened(file.opens), "bytes": None} for file in files]},
+            features=datasets.Features({name: feature}),
+        )
+    more = {}
+    if labels:
+        more["label"], features["label"] = labels, datasets.ClassLabel(names=classes)
+    for column in columns:
+        called = column if column not in (name, *more) else f"{column}_of_metadata"
+        more[called] = [row.get(column) for row in rows]
+    if more:
+        side = datasets.Dataset.from_dict(more)
+        made = datasets.concatenate_datasets(
+            [made, side.cast(datasets.Features({**side.features, **features}))], axis=1
+        )
+    if bad:
+        source.leave("files that are not UTF-8", *(files[i].name for i in bad))
+        made = made.select([i for i in range(len(files)) if i not in set(bad)])
+    return made
+
+
+def _opened(path: str) -> str:
+    """A path as a column of text can hold it: a name that is not UTF-8 as a `file://` address."""
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return Path(os.path.abspath(path)).as_uri()
+
+
+def _tables(source: Source, tables: list[File]) -> Source:
+    kinds = sorted({TABLES[t.suffix] for t in tables})
+    if len(kinds) > 1:
+        raise UserError(
+            f"data {source.name}: tables of several kinds ({', '.join(kinds)}: {some(names(tables))}); name one file, "
+            "or a folder that holds one kind"
+        )
+    for split, files in by_split(source, source.name, tables, containers=True).items():
+        source.add(split, names(files), partial(read_files, source, kinds[0], files))
+    return source

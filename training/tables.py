@@ -1,0 +1,332 @@
+"""Tables, files of lines and documents: read by `datasets`, and the column that holds the samples."""
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from modalities import MODALITIES, Modality
+from modalities.base import bytes_or_path
+from training.errors import UserError, nearest, one_line
+from training.files import TABLES, File, Source, some
+from training.settings import Data
+
+# Only these are looked into whether they hold samples: a column of type Image is no accident, one of strings may be.
+TYPED = ("parquet", "arrow")
+
+
+def read_files(source: Source, builder: str, files: list[File]):
+    """The rows of tables or of files of lines, by a reader of `datasets`. Bytes that are not UTF-8 become U+FFFD."""
+    import datasets
+
+    parts, begin = [], 0
+    settings = [_settings(source, builder, file.opens) for file in files]
+    for end in range(1, len(files) + 1):
+        if end == len(files) or settings[end] != settings[begin]:
+            parts.append(_read(source, builder, files[begin:end], dict(settings[begin])))
+            begin = end
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def _read(source: Source, builder: str, files: list[File], settings: dict[str, Any]):
+    import datasets
+
+    def read(files: list[File], **more):
+        # A path is a pattern to `datasets`, and some files have brackets in their names.
+        paths = [glob.escape(os.path.abspath(f.opens)) for f in files]
+        return datasets.load_dataset(builder, data_files={"train": paths}, split="train", **settings, **more)
+
+    try:
+        made = read(files)
+        if builder != "json" or all(_valid(made, c) for c in made.column_names):
+            return made
+    except Exception as error:  # of `datasets`, pandas, Arrow and Python
+        if builder not in ("csv", "json", "text") or "encoding" in settings:
+            raise _culprit(source, files, read, error) from error
+    bad = {file.name: where for file in files if (where := undecodable(file.opens))}
+    try:
+        made = read(files, encoding="utf8", encoding_errors="replace")
+    except Exception as error:
+        raise _culprit(source, files, read, error) from error
+    source.notes += [f"{some([name])} is not UTF-8 in {where}" for name, where in bad.items()]
+    return made
+
+
+def _valid(table, column: str) -> bool:
+    """Arrow's reader of JSON takes any bytes for text."""
+    import pyarrow as pa
+
+    try:
+        table.data.column(column).validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _culprit(source: Source, files: list[File], read, error: Exception) -> UserError:
+    """The refusal of the first file that cannot be read by itself."""
+    for file in files:
+        try:
+            read([file])
+        except Exception as own:
+            if "corresponds to no data" in str(own) and len(files) > 1:
+                continue
+            why = "it holds no rows" if "corresponds to no data" in str(own) else one_line(own.__cause__ or own)
+            return UserError(f"data {source.name}: {file.opens} cannot be read: {why[:300]}; mend or remove it")
+    return UserError(
+        f"data {source.name}: its files cannot be read together: {one_line(error.__cause__ or error)[:300]}"
+    )
+
+
+def undecodable(path: str, most: int = 3) -> str | None:
+    """Where a file is not UTF-8: `2 lines, such as 17, 305`; None where it is."""
+    lines = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                lines.append(number)
+    if not lines:
+        return None
+    return f"{len(lines):,} lines, such as {', '.join(map(str, lines[:most]))}"
+
+
+def _settings(source: Source, builder: str, path: str) -> tuple[tuple[str, Any], ...]:
+    """What a reader must be told of a file: its encoding and its separator, by its first bytes."""
+    if builder in TYPED:
+        return ()
+    with open(path, "rb") as file:
+        head = file.read(2**16)
+    made: dict[str, Any] = {}
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        made["encoding"] = "utf-16"
+    if builder == "csv":
+        first = head.decode(made.get("encoding", "utf-8"), "replace").lstrip("\ufeff").split("\n", 1)[0]
+        separators = [s for s in "\t;|" if s in first and "," not in first]
+        if path.lower().endswith(".tsv"):
+            made["sep"] = "\t"
+        elif separators:
+            made["sep"] = max(separators, key=first.count)
+            note = f"the separator of {os.path.basename(path)} is {made['sep']!r}"
+            if note not in source.notes:
+                source.notes.append(note)
+    return tuple(made.items())
+
+
+def holds(table: File, modality: Modality) -> bool:
+    """Has it a column of the modality's type? Only tables whose columns have types can say."""
+    if TABLES[table.suffix] not in TYPED:
+        return False
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        if TABLES[table.suffix] == "parquet":
+            schema = parquet.read_schema(table.opens)
+        else:
+            with pa.memory_map(table.opens) as file:
+                try:
+                    schema = pa.ipc.open_stream(file).schema
+                except pa.ArrowInvalid:
+                    schema = pa.ipc.open_file(file).schema
+        features = datasets.Features.from_arrow_schema(schema)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise UserError(f"data {table.opens}: cannot be read: {one_line(error)[:200]}") from error
+    return any(rank_of(feature, modality) for feature in features.values())
+
+
+def points(table: File, samples: list[File]) -> bool:
+    """Does the head of a table name some of the files?"""
+    if TABLES[table.suffix] in TYPED:
+        return False
+    with open(table.opens, "rb") as file:
+        head = file.read(2**16)
+    return any(os.fsencode(sample.base) in head for sample in samples[:10_000])
+
+
+def read_documents(files: list[File]):
+    """A file a row, in the column `text`; None for one that is not UTF-8."""
+    import datasets
+
+    known = [(file.opens, _stamp(file.opens)) for file in files]
+    known = [(os.fsencode(path), stamp) for path, stamp in known]
+    features = datasets.Features({"text": datasets.Value("string")})
+    return datasets.Dataset.from_generator(documents, gen_kwargs={"files": known}, features=features)
+
+
+def _stamp(opens: str) -> tuple[int, int]:
+    """What changes when a file does: a cached reading must not outlive it."""
+    status = os.stat(opens.split("::")[-1])
+    return status.st_mtime_ns, status.st_size
+
+
+def documents(files: list[tuple[bytes, tuple[int, int]]]) -> Iterator[dict[str, str | None]]:
+    for path, _ in files:
+        found = bytes_or_path(os.fsdecode(path))
+        content = found if isinstance(found, bytes) else Path(found).read_bytes()
+        try:
+            yield {"text": content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")}
+        except UnicodeDecodeError:
+            yield {"text": None}
+
+
+# Columns.
+
+
+def column_of(table, data: Data, modality: Modality, source: Source) -> tuple[str, str]:
+    """The column of samples, and why. Labels are no samples."""
+    named, kind, known = data.column, name_of_modality(modality), table.column_names
+    if named is not None:
+        if named not in known:
+            raise UserError(
+                f"data.column {named!r}: no such column{nearest(named, known)}; there are {', '.join(known)}"
+            )
+        if not rank_of(table.features[named], modality) and not holds_text(table.features[named]):
+            raise UserError(
+                f"data.column {named!r} holds {kind_of(table.features[named])}, which modality {kind} does not read; "
+                f"there are {_listed(table)}"
+            )
+        return named, "as asked"
+    ranks = {c: rank_of(f, modality) for c, f in table.features.items() if c not in (data.label_column, "label")}
+    for rank, why in ((2, f"the only one of type {'/'.join(modality.features)}"), (1, "the only one of bytes")):
+        found = [c for c, r in ranks.items() if r == rank]
+        if found:
+            return _only(found, why, kind, source)
+    if not holds_lines(modality):
+        found = [c for c in ranks if holds_text(table.features[c]) and _name_files(table, c, modality)]
+        if found:
+            return _only(found, "the only one that names files", kind, source)
+    raise UserError(f"data {source.name}: no column of type {'/'.join(modality.features)}; there are {_listed(table)}")
+
+
+def _only(found: list[str], why: str, kind: str, source: Source) -> tuple[str, str]:
+    if len(found) == 1:
+        return found[0], why
+    if kind in found:
+        return kind, f"of {', '.join(found)} the one of that name"
+    raise UserError(
+        f"data {source.name}: several columns may hold the samples ({', '.join(found)}): name one, --data.column"
+    )
+
+
+def _listed(table) -> str:
+    return ", ".join(f"{c} ({kind_of(f)})" for c, f in table.features.items())
+
+
+def cells_of(table, column: str, modality: Modality, source: Source, split: str):
+    """The table with that column as the modality reads it: undecoded bytes or paths, or text; lists are unrolled."""
+    import datasets
+
+    feature, more = table.features[column], ""
+    lines = holds_lines(modality)
+    raw = datasets.Value("string") if lines else getattr(datasets, modality.features[0])(decode=False)
+    if hasattr(feature, "feature"):
+        table, more = _unrolled(table, column, raw), ", lists unrolled"
+    elif not lines and holds_text(feature):
+        table, more = _paths(table, column, source, split), ", paths"
+    if table.features[column] != raw:
+        table = table.cast_column(column, raw)
+    return table, more
+
+
+def _unrolled(table, column: str, raw):
+    """A row an item of the lists in that column; the other columns go along."""
+    import datasets
+
+    others = [c for c in table.column_names if c != column]
+
+    def unroll(rows):
+        made = {c: [v for v, items in zip(rows[c], rows[column], strict=True) for _ in items or ()] for c in others}
+        return made | {column: [item for items in rows[column] for item in items or ()]}
+
+    table = table.cast_column(column, datasets.List(raw))
+    return table.map(unroll, batched=True, features=datasets.Features({**table.features, column: raw}))
+
+
+def _paths(table, column: str, source: Source, split: str):
+    """A column of paths, which are relative to the folder of their table, or else to the source's."""
+    import datasets
+
+    values = table[column][:]
+    if any("://" in v for v in values[:20] if v):
+        raise UserError(
+            f"data {source.name}: column {column!r} holds addresses ({next(v for v in values if v)}), which are not "
+            "fetched; download the files, and name their folder"
+        )
+    table_folder = os.path.dirname(os.path.join(source.root or "", *(source.files.get(split) or [""])[:1]))
+    tried = list(dict.fromkeys((table_folder, source.root or "")))
+    sample = [v for v in values[:: max(1, len(values) // 100)] if v]
+    found = {folder: sum(os.path.isfile(os.path.join(folder, v)) for v in sample) for folder in tried}
+    folder = max(tried, key=found.get)
+    if not found[folder]:
+        example = sample[0] if sample else "(all are empty)"
+        raise UserError(
+            f"data {source.name}: column {column!r} of type string names no file that is there: {example}, sought in "
+            f"{' and '.join(tried)}; paths are relative to their table"
+        )
+    paths = [None if v is None else os.path.join(folder, v) for v in values]
+    features = datasets.Features({**table.features, column: datasets.Value("string")})
+    return table.cast(features).remove_columns(column).add_column(column, paths)
+
+
+def whole(table, column: str, modality: Modality, data: Data, source: Source):
+    """Without rows of text that a reader could not decode; too many of them are refused. Empty cells are counted."""
+    if empty := table.data.column(column).null_count if table._indices is None else 0:
+        source.notes.append(f"{empty:,} of {len(table):,} rows have nothing in column {column!r}")
+    if not holds_lines(modality) or not any("is not UTF-8" in note for note in source.notes):
+        return table
+    whole = table.filter(lambda rows: ["\ufffd" not in (v or "") for v in rows[column]], batched=True)
+    lost, most = len(table) - len(whole), data.max_bad if data.max_bad is not None else max(10, len(table) // 100)
+    if lost > most:
+        bad = next(note for note in source.notes if "is not UTF-8" in note)
+        raise UserError(
+            f"data {source.name}: {bad}; {lost:,} rows would be lost, more than {most} (data.max_bad): convert it, as "
+            "by iconv -f latin1 -t utf-8"
+        )
+    if lost:
+        source.left["rows that are not UTF-8; named by file and line above"] = [f"{lost:,} rows"] * lost
+    return whole
+
+
+def label_of(table) -> str | None:
+    found = [c for c, f in table.features.items() if type(f).__name__ == "ClassLabel"]
+    return found[0] if len(found) == 1 else "label" if "label" in table.column_names else None
+
+
+def rank_of(feature: Any, modality: Modality) -> int:
+    """How surely a column of that type holds samples: 2 by its type, 1 as bytes without a type, 0 not at all."""
+    feature = getattr(feature, "feature", feature)
+    kind = kind_of(feature)
+    if kind in modality.features or holds_lines(modality) and kind == "string_view":
+        return 2
+    bytes_inside = isinstance(feature, dict) and kind_of(feature.get("bytes")) in (
+        "binary",
+        "large_binary",
+        "binary_view",
+    )
+    return int(not holds_lines(modality) and (bytes_inside or kind in ("binary", "large_binary", "binary_view")))
+
+
+def kind_of(feature: Any) -> str:
+    return feature.dtype if type(feature).__name__ == "Value" else type(feature).__name__
+
+
+def holds_text(feature: Any) -> bool:
+    return kind_of(feature) in ("string", "large_string", "string_view")
+
+
+def _name_files(table, column: str, modality: Modality) -> bool:
+    values = [v for v in table[:20][column] if v]
+    return bool(values) and all(os.path.splitext(v)[1].lower() in modality.suffixes for v in values)
+
+
+def holds_lines(modality: Modality) -> bool:
+    """Are samples plain strings, so that a file may hold many?"""
+    return "string" in modality.features
+
+
+def name_of_modality(modality: Modality) -> str:
+    return next((name for name, cls in MODALITIES.items() if cls is type(modality)), type(modality).__name__.lower())
