@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
 
 from encoders import Encoder
 from modalities import MODALITIES
@@ -93,7 +93,8 @@ def schema(modality: str, objective: str, program: str = "train.py") -> Argument
         description=f"Pretrain one encoder without labels; now with modality {modality} and objective {objective}.",
     )
     parser.add_argument("--config", action="config", help="YAML file of the same options; may be given several times")
-    parser.add_argument("--show", action="store_true", help="print how the data is read, and train nothing")
+    shown = "print how the data is read, and train nothing"
+    parser.add_argument("--show", action="store_true", default=SUPPRESS, help=shown)
     parser.add_class_arguments(Run)
     parser.add_class_arguments(Data, "data")
     parser.add_argument("--modality.name", choices=list(MODALITIES), default=modality, help="what the samples are")

@@ -168,7 +168,7 @@ def show(data: Data, modality: Modality) -> None:
             text = modality.describe(cell)
         except BadSample as error:
             text = f"unusable: {error}"
-        where = f"{relative(str(cell.get('path')), rows.root)}: " if isinstance(cell, dict) else ""
+        where = f"{some([relative(cell['path'], rows.root)])}: " if isinstance(cell, dict) and cell.get("path") else ""
         label = f" [{_word(rows, rows.table[i][rows.label])}]" if rows.label else ""
         line("sample", f"{i}: {where}{text}{label}")
 
@@ -368,9 +368,8 @@ def _nothing(source: Source, path: Path, modality: Modality) -> str:
                 f"to train on it, name the file: --data {path / written[0]}"
             )
     others = Counter(os.path.splitext(name)[1].lower() or "no suffix" for names in left.values() for name in names)
-    looks = [
-        n for n, cls in MODALITIES.items() if any(s in cls.suffixes for s in others) and n != name_of_modality(modality)
-    ]
+    kind = name_of_modality(modality)
+    looks = [n for n, cls in MODALITIES.items() if n != kind and any(s in cls.suffixes for s in others)]
     hint = f"; its files look like modality {looks[0]}" if looks else ""
     if any(suffix in ARCHIVES for suffix in others):
         hint += "; extract its archives"
