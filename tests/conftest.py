@@ -1,12 +1,13 @@
-"""One thread, no network, caches of our own, for every test and for the processes that tests start."""
+"""One thread, unless told, no network, caches of our own, for every test and for the processes that tests start."""
 
 import os
 import tempfile
 
+THREADS = os.environ.setdefault("TRIPTYCH_TEST_THREADS", "1")
 CACHE = tempfile.mkdtemp(prefix="triptych-tests-")
 os.environ |= {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": THREADS,
+    "MKL_NUM_THREADS": THREADS,
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -22,7 +23,7 @@ import pytest  # noqa: E402
 import support  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(THREADS))
 
 
 def pytest_unconfigure(config):

@@ -81,7 +81,7 @@ def run_rank(file: str, function: str, arguments: dict, folder: str, rank: int, 
         os.environ.pop(name, None)
     os.environ |= environment
     multiprocessing.set_start_method("fork", force=True)  # what a program that was not forked has
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["TRIPTYCH_TEST_THREADS"]))
     spec = importlib.util.spec_from_file_location("under_test", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules["under_test"] = module

@@ -15,11 +15,6 @@ from objectives.base import Objective
 TILES = [(16, 16), (128, 4), (32, 8)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def backbone(tile, seed=0) -> Backbone:
     torch.manual_seed(seed)
     made = Backbone(Audio(0.6, tile=tile, positions="learned", mean=-4.0, std=3.0), Encoder(32, 2, 4))

@@ -17,11 +17,6 @@ STATISTICS = {"mean": -4.2677393, "std": 4.5689974}
 random = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def build(**settings) -> Audio:
     modality = Audio(**(STATISTICS | settings))
     modality.build(8)

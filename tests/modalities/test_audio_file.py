@@ -18,11 +18,6 @@ CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
 random = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def build(**settings) -> Audio:
     modality = Audio(**({"mean": -4.2677393, "std": 4.5689974} | settings))
     modality.build(8)

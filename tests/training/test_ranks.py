@@ -15,6 +15,7 @@ from modalities import MODALITIES
 from objectives import OBJECTIVES, Progress
 from objectives.contrastive import nt_xent_loss
 from objectives.teacher import Teacher
+from training.engine import learning_rate, optimizer
 
 CELLS = [(m, o) for m in MODALITIES for o in OBJECTIVES]
 STAGES = (0, 1, 2, 3)
@@ -31,24 +32,30 @@ def make_loop(modality: str, objective: str, folder, micro_batch: int, stage: in
     config = support.config(modality, objective, Path(folder) / "run", **options)
     made = config.build_modality()
     rows = support.rows_of(modality, made)
-    return Loop(config, config.build_objective(made), rows, device)
+    objective = config.build_objective(made)
+    untrained = copy.deepcopy(objective)
+    loop = Loop(config, objective, rows, device)
+    loop.untrained = untrained
+    return loop
 
 
-def run_steps(loop, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses of the joined batch, and the first step's full gradients as the optimizer gets them."""
+def run_steps(loop, steps: int) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
+    """Losses of the joined batch, and each step's full gradients as the optimizer gets them."""
     from deepspeed.utils import safe_get_full_grad
 
     from training.monitor import Monitor
 
-    gradients, engine, accumulation = {}, loop.engine, loop.run.gradient_accumulation_steps
+    gradients, engine, accumulation = [], loop.engine, loop.run.gradient_accumulation_steps
     original = engine.step
 
     def step(rate):
-        if engine.engine.is_gradient_accumulation_boundary() and not gradients:
+        if engine.engine.is_gradient_accumulation_boundary():
+            found = {}
             for name, p in engine.module.named_parameters():
                 if p.requires_grad:
                     full = safe_get_full_grad(p) if engine.stage else p.grad
-                    gradients[name] = torch.zeros(p.shape) if full is None else full.clone()
+                    found[name] = torch.zeros(p.shape) if full is None else full.clone()
+            gradients.append(found)
         return original(rate)
 
     engine.step = step
@@ -61,7 +68,7 @@ def run_steps(loop, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 
 def train_cell(modality: str, objective: str, folder: str, stages) -> dict:
-    """Five steps of SGD at each stage, with and without accumulation; at the first stage 20 of AdamW."""
+    """Five steps of SGD at each stage, with and without accumulation, and of AdamW, beside torch's own."""
     made = {}
     sgd = {"optim": "sgd", "learning_rate": 2e-3, "warmup_steps": 0.0, "max_grad_norm": 0.0, "weight_decay": 0.0}
     for stage in stages:
@@ -71,12 +78,34 @@ def train_cell(modality: str, objective: str, folder: str, stages) -> dict:
             losses, gradients = run_steps(loop, 5)
             made[f"{stage} {accumulation}"] = {
                 "losses": losses,
-                "gradients": gradients,
+                "gradients": gradients[0],
                 "weights": loop.engine.tensors()[0],
             }
-        loop = make_loop(modality, objective, folder, 8, stage, max_steps=20, learning_rate=1e-3)
-        made[f"{stage} adamw"] = run_steps(loop, 20)[0]
+        loop = make_loop(modality, objective, folder, 8, stage, max_steps=5, learning_rate=1e-3, weight_decay=0.5)
+        losses, gradients = run_steps(loop, 5)
+        before = {name: p.detach().clone() for name, p in loop.untrained.named_parameters()}
+        ours, theirs = loop.engine.tensors()[0], replayed(loop, gradients)
+        made[f"{stage} adamw"] = {
+            "losses": losses,
+            "moved": max((ours[name] - before[name]).abs().max().item() for name in theirs),
+            "apart": max((ours[name] - theirs[name]).abs().max().item() for name in theirs),
+        }
     return made
+
+
+def replayed(loop, gradients: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What torch's AdamW makes of the first weights by those gradients, in one process and without an engine."""
+    run, module = loop.run, loop.untrained
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    adamw = optimizer(run, module)
+    for step, gradient in enumerate(gradients):
+        for name, parameter in parameters.items():
+            parameter.grad = gradient[name].clone()
+        nn.utils.clip_grad_norm_(parameters.values(), run.max_grad_norm)
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate(run, run.learning_rate, step, run.max_steps)
+        adamw.step()
+    return {name: parameter.detach() for name, parameter in parameters.items()}
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +125,25 @@ def cell(launch, tmp_path_factory):
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("modality", "objective"), CELLS)
 def test_two_ranks_are_one(cell, modality, objective, stage):
+    """What is compared does not amplify rounding: losses, gradients, and weights that SGD moved in proportion to them.
+
+    AdamW moves a weight by the *sign* of a gradient that is nothing but rounding, and in a few steps a loss is another.
+    So it is compared with torch's own on the same gradients, which the lines before have found right. Bounds are ten
+    times what any processor has shown (docs/tolerances.md).
+    """
     alone, pair = cell(modality, objective)
     for accumulation in (1, 2):
         one = alone[f"0 {accumulation}"]
         for two in (rank[f"{stage} {accumulation}"] for rank in pair):
-            assert two["losses"][0] == pytest.approx(one["losses"][0], rel=1e-6, abs=1e-6)
-            assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
-            assert distance(two["gradients"], one["gradients"]) < 1e-5
+            assert two["losses"][0] == pytest.approx(one["losses"][0], rel=1e-5, abs=1e-5)
+            assert two["losses"] == pytest.approx(one["losses"], rel=1e-4, abs=1e-4)
+            assert distance(two["gradients"], one["gradients"]) == pytest.approx(0, abs=3e-5)
             assert two["weights"].keys() == one["weights"].keys()
             worst = max((two["weights"][k].float() - one["weights"][k].float()).abs().max() for k in one["weights"])
-            assert worst < 1e-5
-    assert pair[0][f"{stage} adamw"] == pytest.approx(alone["0 adamw"], abs=1e-4)
+            assert worst.item() == pytest.approx(0, abs=2e-5)
+    for adamw in (alone["0 adamw"], *(rank[f"{stage} adamw"] for rank in pair)):
+        assert adamw["moved"] > 1e-3 and adamw["apart"] == pytest.approx(0, abs=2e-6)
+        assert adamw["losses"][:2] == pytest.approx(alone["0 adamw"]["losses"][:2], rel=1e-4, abs=1e-4)
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -122,7 +159,7 @@ def autocast_gradients(folder: str, stages) -> dict[int, tuple[float, bool]]:
     made = {}
     for stage in stages:
         loop = make_loop("image", "mae", folder, 8, stage, bf16=True, max_steps=1)
-        reference = loop.config.build_objective(loop.config.build_modality())
+        reference = loop.untrained
         batches = loop.order.micro_batches(0, 1, 1, loop.engine.rank, loop.engine.ranks)
         batch = next(iter(loop._loader(loop.table, batches, loop.run.seed, 0)))
         with torch.autocast("cpu", torch.bfloat16):
@@ -131,7 +168,7 @@ def autocast_gradients(folder: str, stages) -> dict[int, tuple[float, bool]]:
         for gradient in mean.values():
             dist.all_reduce(gradient)
             gradient /= dist.get_world_size()
-        _, reduced = run_steps(loop, 1)
+        _, (reduced,) = run_steps(loop, 1)
         reduced = {name: reduced[name] for name in mean}
         made[stage] = (distance(reduced, mean), all(g.dtype == torch.float32 for g in reduced.values()))
     return made
@@ -141,7 +178,7 @@ def test_gradients_under_autocast_are_reduced_in_float32(launch, tmp_path):
     for result in launch(autocast_gradients, 2, folder=str(tmp_path), stages=STAGES).results():
         for stage, (far, float32) in result.items():
             assert float32, stage
-            assert far < 1e-5, (stage, far)  # rounded to bfloat16 they would be 1e-3 off
+            assert far == pytest.approx(0, abs=1e-5), stage  # rounded to bfloat16 they would be 1e-3 off
 
 
 class Student(nn.Module):
@@ -207,7 +244,7 @@ def follow(folder: str, stages, accumulation: int) -> dict[int, float]:
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_teacher_is_the_average_of_its_student(launch, tmp_path, accumulation):
     for result in launch(follow, 2, folder=str(tmp_path), stages=STAGES, accumulation=accumulation).results():
-        assert max(result.values()) < 1e-6, result
+        assert max(result.values()) == pytest.approx(0, abs=5e-6), result
 
 
 def contrast(values: list, identity: list) -> tuple:
@@ -230,7 +267,7 @@ def test_nt_xent_gathers_values_and_gradients(launch):
     )
     whole, gradient = launch(contrast, 1, values=values.tolist(), identity=identity).results()[0]
     parts = launch(contrast, 2, values=values.tolist(), identity=identity).results()
-    assert sum(loss for loss, _ in parts) / 2 == pytest.approx(whole, abs=1e-6)
+    assert sum(loss for loss, _ in parts) / 2 == pytest.approx(whole, abs=1e-5)
     torch.testing.assert_close(torch.cat([g for _, g in parts], dim=1) / 2, gradient, atol=1e-7, rtol=1e-5)
 
 
