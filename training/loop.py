@@ -1,6 +1,5 @@
 """The training loop: batches in order, steps, evaluation, checkpoints; the same on one process and on many."""
 
-import hashlib
 import json
 import math
 import os
@@ -20,23 +19,13 @@ from objectives import Objective, Progress
 from training import checkpoint
 from training.engine import Engine, global_batch, learning_rate
 from training.errors import UserError
-from training.loader import Order, Samples, held_out, loader, name_of
+from training.loader import Order, Samples, held_out, loader
 from training.log import Log, environment
 from training.monitor import Monitor
 from training.settings import Config, differences
-from training.sources import Rows
+from training.sources import Rows, fingerprint, print_once
 
 EVAL_SEED = 0xE7A1  # the held-out part has the same views and masks every time
-
-
-def fingerprint(rows: Rows) -> str:
-    """A hash of the data: its size and a hundred of its cells."""
-    count = len(rows)
-    state = hashlib.sha256(f"{count} {rows.column}".encode())
-    for i in sorted({i * (count - 1) // 99 for i in range(100)}):
-        cell = rows.table[i][rows.column]
-        state.update(repr(cell.get("bytes") or name_of(cell) if isinstance(cell, dict) else cell).encode())
-    return state.hexdigest()[:16]
 
 
 def open_folder(config: Config) -> tuple[Path, Path | None]:
@@ -50,6 +39,9 @@ def open_folder(config: Config) -> tuple[Path, Path | None]:
         raise UserError(f"output_dir {folder} holds other files; choose an empty or a new one")
     old = yaml.safe_load((folder / "config.yaml").read_text())
     changed = differences(old, checkpoint.plain(config.to_dict()))
+    before, now = str(old.get("data", {}).get("name")), str(config.data.name)
+    if before != now and not changed:
+        print_once(f"data {now} takes the place of {before}: the run continues if the content is the same")
     if changed:
         way = (
             "or give the same settings to continue it"

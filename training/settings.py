@@ -30,6 +30,7 @@ FREE = {
     "device",
     "run_name",
     "data.max_bad",
+    "data.name",  # data may move; its fingerprint is compared
 }
 
 

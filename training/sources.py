@@ -218,8 +218,14 @@ def _head(cell: dict[str, Any], most: int = 2**20) -> bytes:
 
 
 def relative(path: str, root: str | None) -> str:
-    """A path, or `zip://member::archive`, as it is called within the source."""
-    return path.replace(root.rstrip("/") + "/", "") if root else path
+    """A path, `zip://member::archive` or `file://` address as it is called within the source."""
+    if root is None:
+        return path
+    if path.startswith("zip://"):
+        member, archive = path.rsplit("::", 1)
+        return f"{member}::{relative(archive, root)}"
+    folder = root.rstrip("/") + "/"
+    return path.removeprefix(folder).removeprefix(Path(os.path.abspath(root)).as_uri() + "/")
 
 
 def print_once(text: str) -> None:

@@ -267,9 +267,12 @@ def _paths(table, column: str, source: Source, split: str):
             f"data {source.name}: column {column!r} of type string names no file that is there: {example}, sought in "
             f"{' and '.join(tried)}; paths are relative to their table"
         )
-    paths = [None if v is None else os.path.join(folder, v) for v in values]
     features = datasets.Features({**table.features, column: datasets.Value("string")})
-    return table.cast(features).remove_columns(column).add_column(column, paths)
+    return table.map(
+        lambda rows: {column: [None if v is None else os.path.join(folder, v) for v in rows[column]]},
+        batched=True,
+        features=features,
+    )
 
 
 def whole(table, column: str, modality: Modality, data: Data, source: Source):

@@ -1,6 +1,10 @@
 """Rows of every kind of source: files, splits, columns, labels, and what is left out."""
 
 import json
+import os
+import re
+import shutil
+import zipfile
 from collections import Counter
 
 import datasets
@@ -8,10 +12,10 @@ import numpy as np
 import pytest
 import support
 
-from modalities import Image
+from modalities import BadSample, Image, Text
 from training.errors import UserError
 from training.settings import Data
-from training.sources import load, splits_of
+from training.sources import fingerprint, load, split_called, splits_of
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +86,6 @@ def test_folders_of_pictures(tmp_path):
 
 
 def test_tables_of_text(tmp_path):
-    from modalities import Text
-
     texts, modality = ["one line", "two, with a comma", "three"], Text()
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": t, "n": 1}) + "\n" for t in texts))
     (tmp_path / "a.json").write_text(json.dumps([{"body": t, "n": 1} for t in texts]))
@@ -105,3 +107,473 @@ def test_built_in_digits():
     rows = load(Data(name="digits"), Image(8, 4, channels=1))
     assert len(rows) == 1200 and rows.column == "image" and Counter(rows.labels().tolist()).keys() == set(range(10))
     assert splits_of(Data(name="digits"), rows.modality) == ["train", "test"]
+
+
+# One rule for a folder. Each test makes the odd folder and says what is read, and what is said of the rest.
+
+
+def write(folder, **files) -> str:
+    """Files by name, `/` between folders: text, bytes, or a number of small pictures in a folder of that name."""
+    for name, content in files.items():
+        path = folder / name
+        if isinstance(content, int):
+            support.write_pictures(path, content)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(folder)
+
+
+def lines(count: int, word: str = "text") -> str:
+    return "".join(json.dumps({"text": f"{word} number {i}"}) + "\n" for i in range(count))
+
+
+def read(folder, modality, capsys, split=None, **data):
+    """Rows, and what was said."""
+    capsys.readouterr()
+    rows = load(Data(name=str(folder), **data), modality, split)
+    return rows, capsys.readouterr().out
+
+
+def classes(rows) -> list[str]:
+    return [rows.table.features[rows.label].names[v] for v in rows.labels()]
+
+
+def test_documentation_and_hidden_files_are_no_data(tmp_path, capsys):
+    written = {"README.md": "About\nthis", "LICENSE": "MIT", "LICENCE.txt": "MIT", "CITATION.cff": "x"}
+    written |= {".gitattributes": "x", ".git/config": "x", "dataset_infos.json": "{}"}
+    write(tmp_path / "clone", **written, **{"data/train-00000.jsonl": lines(9)})
+    rows, said = read(tmp_path / "clone", Text(), capsys)
+    assert len(rows) == 9 and rows.table[0]["text"] == "text number 0"
+    assert (
+        "2 hidden (.git, .gitattributes)" in said
+        and "5 documentation (CITATION.cff, LICENCE.txt, LICENSE, ...)" in said
+    )
+    write(tmp_path / "texts", **written, **{"a.txt": "one\ntwo\n"})
+    assert len(read(tmp_path / "texts", Text(), capsys)[0]) == 2
+    write(tmp_path / "only", **{"README.md": "About\nthis", "LICENSE": "MIT"})
+    with pytest.raises(UserError, match=r"nothing but documentation \(LICENSE, README.md\).*--data .*only/"):
+        load(Data(name=str(tmp_path / "only")), Text())
+    assert len(load(Data(name=str(tmp_path / "only" / "README.md")), Text())) == 2  # named, it is read
+    support.write_pictures(tmp_path / "pictures", 3)
+    write(tmp_path / "pictures", **written, **{"notes.txt": "x"})
+    rows, said = read(tmp_path / "pictures", Image(8, 4), capsys)
+    assert len(rows) == 3 and "1 other files (notes.txt)" in said and "documentation" in said
+
+
+def test_a_table_beside_text_is_asked_for_and_one_of_pictures_wins(tmp_path, capsys, table):
+    write(tmp_path / "both", **{"data/a.jsonl": lines(5), "vocabulary.txt": "a\nb"})
+    with pytest.raises(
+        UserError, match=r"tables \(data/a.jsonl\) beside text files \(vocabulary.txt\).*--data .*a.jsonl"
+    ):
+        load(Data(name=str(tmp_path / "both")), Text())
+    assert len(load(Data(name=str(tmp_path / "both" / "data")), Text())) == 5
+    # A table that only names the files is beside them.
+    write(
+        tmp_path / "index", **{"a/1.txt": "one\nmore", "b/2.txt": "two", "index.csv": "file,words\n1.txt,1\n2.txt,1\n"}
+    )
+    rows, said = read(tmp_path / "index", Text(), capsys)
+    assert len(rows) == 2 and "tables beside the files; to read one, name it (index.csv)" in said
+    support.write_pictures(tmp_path / "pictures" / "assets", 2)
+    table.to_parquet(tmp_path / "pictures" / "train.parquet")
+    rows, said = read(tmp_path / "pictures", Image(8, 4), capsys)
+    assert len(rows) == 12 and "2 files beside the tables" in said
+    write(tmp_path / "kaggle", **{"images": 4, "train.csv": "id,label\n0,a\n", "test.csv": "id\n0\n"})
+    rows, said = read(tmp_path / "kaggle", Image(8, 4), capsys)
+    assert len(rows) == 4 and "2 tables beside the files; to read one, name it (test.csv, train.csv)" in said
+    write(tmp_path / "kinds", **{"a.json": "[]", "b.csv": "text\nx\n"})
+    with pytest.raises(UserError, match=r"tables of several kinds \(csv, json: a.json, b.csv\); name one file"):
+        load(Data(name=str(tmp_path / "kinds")), Text())
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        ({"train", "test"}, {"train", "test"}),
+        ({"training", "dev", "Testing"}, {"train", "validation", "test"}),
+        ({"train2017", "val2017"}, {"train", "validation"}),
+        ({"my-train_images", "eval"}, {"train", "test"}),
+        ({"train-clean-100", "train-clean-360", "dev-clean", "test-other"}, {"train", "validation", "test"}),
+        ({"bus", "car", "train"}, {"train"}),  # a class
+        ({"train_station", "train_track", "beach"}, {"train"}),  # classes
+        ({"trainer", "tester"}, {"train"}),  # no words of splits
+        ({"test"}, {"test"}),
+        ({"cat/train", "dog/test", "dog/train"}, {"train", "test"}),
+        ({"deep/down/here/train", "deep/down/here/val"}, {"train", "validation"}),
+        ({"images/train", "images/test"}, {"train", "test"}),
+    ],
+    ids=str,
+)
+def test_splits_are_words_of_datasets_in_folders(names, splits, tmp_path):
+    write(tmp_path, **dict.fromkeys((f"{name}/cat" for name in names), 1), **{f"{name}/dog": 1 for name in names})
+    assert set(splits_of(Data(name=str(tmp_path)), Image(8, 4))) == splits
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train.jsonl", "test.jsonl"], {"train": 2, "test": 2}),
+        (["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "validation-00000-of-00001.jsonl"],
+         {"train": 4, "validation": 2}),
+        (["train-00000-of-00001.jsonl", "unsupervised-00000-of-00001.jsonl"], {"train": 2, "unsupervised": 2}),
+        (["train.jsonl", "test.jsonl", "sample_submission.jsonl"], {"train": 2, "test": 2}),
+        (["data.jsonl", "test.jsonl"], {"train": 2, "test": 2}),
+        (["wiki_TRAIN.JSONL", "wiki_valid.jsonl"], {"train": 2, "validation": 2}),
+        (["a.jsonl", "b.jsonl"], {"train": 4}),
+        (["train/a.jsonl", "dev/test.jsonl"], {"train": 2, "validation": 2}),  # folders go first
+    ],
+    ids=str,
+)  # fmt: skip
+def test_splits_are_words_of_datasets_in_names_of_tables(names, splits, tmp_path, capsys):
+    write(tmp_path, **{name: lines(2, name) for name in names})
+    found = splits_of(Data(name=str(tmp_path)), Text())
+    assert {split: len(load(Data(name=str(tmp_path)), Text(), split)) for split in found} == splits
+    if "sample_submission.jsonl" in names:
+        assert "names say no split, beside others that do (sample_submission.jsonl)" in capsys.readouterr().out
+    assert "test" not in load(Data(name=str(tmp_path)), Text()).table[0]["text"]
+
+
+def test_splits_in_names_of_text_and_of_pictures(tmp_path, capsys):
+    write(tmp_path / "wiki", **{"wiki.train.txt": "a\nb\nc\n", "wiki.test.txt": "d\n", "README.txt": "x\n"})
+    assert splits_of(Data(name=str(tmp_path / "wiki")), Text()) == ["test", "train"]
+    assert len(load(Data(name=str(tmp_path / "wiki")), Text())) == 3
+    one = (support.picture(np.random.default_rng(0)),)[0]
+    write(tmp_path / "all", **{f"{split}_{i}.png": one for split in ("train", "test") for i in range(3)})
+    assert len(load(Data(name=str(tmp_path / "all")), Image(8, 4))) == 3
+    write(tmp_path / "some", **{f"{name}.png": one for name in ("train_1", "test_1", "me", "you")})
+    rows, said = read(tmp_path / "some", Image(8, 4), capsys)
+    assert len(rows) == 4 and "2 of 4 file names hold words of splits (test_1.png, train_1.png)" in said
+
+
+def test_splits_among_other_folders_are_refused(tmp_path):
+    write(tmp_path / "a", **{"train/a": 1, "test/a": 1, "ground_truth/a": 1})
+    with pytest.raises(UserError, match=r"look like splits \(test, train\) beside others \(ground_truth\)"):
+        load(Data(name=str(tmp_path / "a")), Image(8, 4))
+    write(
+        tmp_path / "b", **{"bottle/train/good": 1, "bottle/test/bad": 1, "bottle/truth/bad": 1, "cable/train/good": 1}
+    )
+    with pytest.raises(UserError, match="look like splits"):
+        load(Data(name=str(tmp_path / "b")), Image(8, 4))
+
+
+def test_a_split_by_any_of_its_words(tmp_path):
+    write(tmp_path, **{"train": 3, "val": 2})
+    source = Data(name=str(tmp_path))
+    for word in ("val", "validation", "valid", "dev"):
+        assert len(load(source, Image(8, 4), word)) == 2
+    assert len(load(Data(name=str(tmp_path), split="training"), Image(8, 4))) == 3
+    for word in ("test", "vall", "extra"):
+        with pytest.raises(UserError, match=f"has no split '{word}'; it has train, validation"):
+            load(source, Image(8, 4), word)
+    assert split_called("val", ["train", "test"]) is None and split_called("eval", ["train", "test"]) == "test"
+
+
+def test_class_folders_of_text_are_documents(tmp_path, capsys):
+    files = {
+        f"{s}/{c}/{i}.txt": f"{s} {c} {i}\nmore\n" for s in ("train", "test") for c in ("neg", "pos") for i in (1, 2)
+    }
+    write(tmp_path / "acl", **files, **{"train/pos/__init__.txt": "odd", "test/unsup/1.txt": "none"})
+    rows, said = read(tmp_path / "acl", Text(), capsys)
+    assert len(rows) == 5 and "a file is a sample" in said and "other splits: test" in said
+    # Labels and documents stay together, whatever a file is called.
+    assert classes(rows) == ["neg", "neg", "pos", "pos", "pos"]
+    assert rows.table["text"][:] == ["train neg 1\nmore\n", "train neg 2\nmore\n", "train pos 1\nmore\n",
+                                     "train pos 2\nmore\n", "odd"]  # fmt: skip
+    test, said = read(tmp_path / "acl", Text(), capsys, "test")
+    assert test.labels().tolist() == [0, 0, 1, 1, -1]
+    assert "test: 1 files have no class of train's, and no label (test/unsup/1.txt)" in said
+    write(tmp_path / "loose", **{"a.txt": "one\ntwo", "b.txt": "three"})
+    rows, said = read(tmp_path / "loose", Text(), capsys)
+    assert len(rows) == 3 and "a line is a sample" in said
+    # What is cached is of the file as it was.
+    write(tmp_path / "acl", **{"train/neg/1.txt": "another"})
+    assert load(Data(name=str(tmp_path / "acl")), Text()).table[0]["text"] == "another"
+
+
+def test_labels_of_folders_that_disappear_are_said(tmp_path, capsys):
+    write(tmp_path, **{"cat/persian": 1, "dog": 1})
+    rows, said = read(tmp_path, Image(8, 4), capsys)
+    assert len(rows) == 2 and rows.label is None
+    assert "no labels of folders: class folders hold their files, here they are 1 to 2 deep" in said
+
+
+def test_metadata_anywhere_and_with_any_name_of_its_column(tmp_path, capsys, table):
+    for split, kind in (("train", "cat"), ("test", "dog")):
+        write(tmp_path / "set", **{split: 3})
+        rows = "".join(f"{i:03d}.png,{kind}{i}\n" for i in range(3))
+        write(tmp_path / "set", **{f"{split}/metadata.csv": "name,label\n" + rows})
+    for split, kind in (("train", "cat"), ("test", "dog")):
+        rows, said = read(tmp_path / "set", Image(8, 4), capsys, split)
+        assert rows.label == "label" and rows.labels().tolist() == [f"{kind}{i}" for i in range(3)]
+        assert "left out" not in said
+    for name, content in (
+        ("metadata.tsv", "path\tnote\n./000.png\ta\n001.png\tb\n001.png\tc\ngone.png\td\n"),
+        ("metadata.jsonl", "".join(json.dumps({"f": f, "note": n}) + "\n" for f, n in
+                                   [("000.png", "a"), ("001.png", "b"), ("001.png", "c"), ("gone.png", "d")])),
+    ):  # fmt: skip
+        folder = tmp_path / name.replace(".", "_")
+        write(folder / "of", pictures=3)
+        write(folder, **{f"of/pictures/{name}": content})
+        rows, said = read(folder, Image(8, 4), capsys)
+        assert rows.table["note"][:] == ["a", "b", None]
+        assert f"of/pictures/{name}: 1 rows without a file, 1 files without a row" in said
+        assert "1 files have several rows, of which the first counts (of/pictures/001.png)" in said
+    write(tmp_path / "none", **{"a": 2, "metadata.csv": "x,y\n1,2\n"})
+    assert (
+        "metadata of which no column names the files (metadata.csv)" in read(tmp_path / "none", Image(8, 4), capsys)[1]
+    )
+    write(tmp_path / "both", **{"a": 1, "b": 1, "metadata.csv": "file_name,label\na/000.png,x\nb/000.png,y\n"})
+    rows, said = read(tmp_path / "both", Image(8, 4), capsys)
+    assert rows.labels().tolist() == ["x", "y"] and "labels are those of the metadata's column" in said
+
+
+def test_a_folder_with_the_name_of_a_built_in_set(tmp_path, capsys, monkeypatch):
+    write(tmp_path, digits=3)
+    monkeypatch.chdir(tmp_path)
+    rows, said = read("digits", Image(8, 4), capsys)
+    assert len(rows) == 1200 and "the folder of that name is not used: ./digits is it" in said
+    assert len(read("./digits", Image(8, 4), capsys)[0]) == 3
+    for option in ("subset", "revision"):
+        with pytest.raises(UserError, match="data digits is built in"):
+            load(Data(name="digits", **{option: "x"}), Image(8, 4))
+    with pytest.raises(UserError, match="data.revision x: .* has no revisions"):
+        load(Data(name="./digits", revision="x"), Image(8, 4))
+    with pytest.raises(UserError, match="data.subset x: .* names no subsets"):
+        load(Data(name="./digits", subset="x"), Image(8, 4))
+
+
+def test_tables_of_paths(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "set", pics=4)
+    rows = "".join(f"pics/{i:03d}.png,{'ab'[i % 2]},x{i}\n" for i in range(4))
+    write(tmp_path / "set", **{"labels.csv": "file,label,id\n" + rows, "tables/inner.csv": "file,label,id\n" + rows})
+    monkeypatch.chdir(tmp_path)
+    rows, said = read("set/labels.csv", Image(8, 4), capsys)
+    assert rows.column == "file" and len(pixels(rows)) == 4 and rows.labels().tolist() == ["a", "b", "a", "b"]
+    assert "the only one that names files, paths" in said
+    assert pixels(load(Data(name=str(tmp_path / "set/labels.csv"), column="file"), Image(8, 4))) == pixels(rows)
+    with pytest.raises(UserError, match="names no file that is there: pics/000.png, sought in set/tables"):
+        load(Data(name="set/tables/inner.csv"), Image(8, 4))
+    write(tmp_path, **{"net.csv": "url,label\nhttps://example.org/a.png,1\n"})
+    with pytest.raises(UserError, match="holds addresses .*download the files"):
+        load(Data(name="net.csv"), Image(8, 4))
+    write(tmp_path / "set", **{"some.csv": "file\npics/000.png\npics/gone.png\n"})
+    rows = load(Data(name="set/some.csv"), Image(8, 4))
+    with pytest.raises(BadSample, match="no such file: set/pics/gone.png"):
+        rows.modality.read(rows.table[1]["file"])
+    with pytest.raises(UserError, match=r"data.column 'n' holds int64, which modality image does not read"):
+        write(tmp_path, **{"n.csv": "n,file\n1,set/pics/000.png\n"})
+        load(Data(name="n.csv", column="n"), Image(8, 4))
+
+
+def test_types_of_columns_that_other_writers_use(tmp_path, table):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    texts = ["a b", "c d"]
+    for name, column in {
+        "view": pa.array(texts, pa.string_view()),
+        "large": pa.array(texts, pa.large_string()),
+        "categories": pa.array(texts).dictionary_encode(),
+        "lists": pa.array([texts, []]),
+    }.items():
+        parquet.write_table(pa.table({"text": column, "n": [1, 2]}), tmp_path / f"{name}.parquet")
+        rows = load(Data(name=str(tmp_path / f"{name}.parquet")), Text())
+        assert rows.table["text"][:] == texts and rows.table.features["text"].dtype == "string", name
+        assert rows.table["n"][:] == ([1, 1] if name == "lists" else [1, 2])
+    cells = [{"bytes": c["bytes"]} for c in table["picture"]]
+    for name, column in {
+        "struct": pa.array(cells),
+        "binary": pa.array([c["bytes"] for c in cells]),
+        "large_binary": pa.array([c["bytes"] for c in cells], pa.large_binary()),
+    }.items():
+        parquet.write_table(pa.table({"picture": column, "n": list(range(12))}), tmp_path / f"{name}.parquet")
+        assert pixels(load(Data(name=str(tmp_path / f"{name}.parquet")), Image(8, 4))) == [
+            np.asarray(Image(8, 4).read(c)).tobytes() for c in cells
+        ], name
+
+
+def test_labels_are_no_samples(tmp_path):
+    write(tmp_path, **{"a.csv": "review,label\ngood,pos\nbad,neg\n", "b.csv": "review,sentiment\ngood,pos\nbad,neg\n"})
+    assert load(Data(name=str(tmp_path / "a.csv")), Text()).column == "review"
+    rows = load(Data(name=str(tmp_path / "b.csv"), label_column="sentiment"), Text())
+    assert (rows.column, rows.label) == ("review", "sentiment")
+    with pytest.raises(UserError, match=r"several columns .*review, sentiment"):
+        load(Data(name=str(tmp_path / "b.csv")), Text())
+
+
+BAD = b"caf\xe9"
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "jsonl"])
+def test_bytes_that_are_not_utf_8(kind, tmp_path, capsys):
+    def content(bad: set[int], count: int = 40) -> bytes:
+        rows = [BAD if i in bad else b"row %d" % i for i in range(count)]
+        if kind == "jsonl":
+            return b"".join(b'{"text": "%b"}\n' % r for r in rows)
+        return (b"text\n" if kind == "csv" else b"") + b"\n".join(rows) + b"\n"
+
+    write(tmp_path / "few", **{f"a.{kind}": content(set()), f"b.{kind}": content({3, 5})})
+    rows, said = read(tmp_path / "few", Text(), capsys)
+    texts = rows.table["text"][:]
+    assert len(texts) == 78 and all(t.startswith("row ") for t in texts)
+    first = 5 if kind == "csv" else 4
+    assert (
+        f"b.{kind} is not UTF-8 in 2 lines, such as {first}, {first + 2}" in said
+        and "2 rows that are not UTF-8" in said
+    )
+    write(tmp_path / "many", **{f"a.{kind}": content(set(range(0, 40, 2)))})
+    with pytest.raises(UserError, match=rf"a.{kind} is not UTF-8 in 20 lines.*20 rows would be lost.*iconv"):
+        load(Data(name=str(tmp_path / "many")), Text())
+
+
+def test_encodings_and_separators_are_seen(tmp_path, capsys):
+    write(tmp_path, **{
+        "bom.csv": b"\xef\xbb\xbftext,label\na,1\n",
+        "bom.jsonl": b'\xef\xbb\xbf{"text":"a"}\n',
+        "wide.txt": "a\n".encode("utf-16"),
+        "wide.csv": "text,label\na,1\n".encode("utf-16"),
+        "semicolon.csv": "text;label\na;1\n",
+        "UPPER.CSV": "text,label\na,1\n",
+        "tabs/1.tsv": "text\tlabel\na\t1\n",
+    })  # fmt: skip
+    for name in ("bom.csv", "bom.jsonl", "wide.txt", "wide.csv", "semicolon.csv", "UPPER.CSV", "tabs"):
+        rows, said = read(tmp_path / name, Text(), capsys)
+        assert rows.column == "text" and rows.table["text"][:] == ["a"], name
+        assert (rows.label == "label") == ("csv" in name.lower() or name == "tabs"), name
+        assert ("the separator of semicolon.csv is ';'" in said) == (name == "semicolon.csv")
+    write(tmp_path / "docs", **{"a/1.txt": "hallo".encode("utf-16"), "b/2.txt": BAD, "b/3.txt": "welt"})
+    rows, said = read(tmp_path / "docs", Text(), capsys)
+    assert rows.table["text"][:] == ["hallo", "welt"] and "1 files that are not UTF-8 (b/2.txt)" in said
+
+
+def test_an_unreadable_table_of_many_is_named(tmp_path, capsys, table):
+    for i in range(3):
+        table.to_parquet(tmp_path / f"{i}.parquet")
+    (tmp_path / "1.parquet").write_bytes((tmp_path / "1.parquet").read_bytes()[:200])
+    with pytest.raises(UserError, match=r"1.parquet.* cannot be read"):
+        load(Data(name=str(tmp_path)), Image(8, 4))
+    write(tmp_path / "csv", **{"a.csv": "text\nx\n", "b.csv": "", "c.csv": "text\n"})
+    rows, said = read(tmp_path / "csv", Text(), capsys)
+    assert len(rows) == 1 and "1 empty (b.csv)" in said
+    for name, content, says in (("none.csv", "", "empty: none.csv"), ("head.csv", "text\n", "holds no rows")):
+        write(tmp_path, **{name: content})
+        with pytest.raises(UserError, match=says):
+            load(Data(name=str(tmp_path / name)), Text())
+    write(tmp_path / "columns", **{"a.csv": "text,label\nx,1\n", "b.csv": "body,label\nx,1\n"})
+    with pytest.raises(UserError, match="cannot be read together"):
+        load(Data(name=str(tmp_path / "columns")), Text())
+
+
+def test_links_archives_and_odd_names(tmp_path, capsys):
+    write(tmp_path / "real", a=2, b=2)
+    folder = tmp_path / "set [1]*?"  # what `datasets` takes for a pattern
+    folder.mkdir()
+    (folder / "linked").symlink_to(tmp_path / "real")
+    (folder / "circle").symlink_to(folder)
+    (folder / "broken.png").symlink_to(tmp_path / "nowhere")
+    write(folder, **{"more.tar.gz": "x", "Thumbs.db": "x"})
+    os.rename(tmp_path / "real" / "a" / "000.png", os.fsencode(tmp_path / "real" / "a") + b"/caf\xe9.PNG")
+    rows, said = read(folder, Image(8, 4), capsys)
+    assert len(pixels(rows)) == 4 and classes(rows) == ["a", "a", "b", "b"]
+    assert "1 links to a folder above (circle)" in said and "1 broken links or no files (broken.png)" in said
+    assert "1 archives that are not opened; extract them (more.tar.gz)" in said and "1 hidden (Thumbs.db)" in said
+    write(tmp_path / "t[1]", **{"a.csv": "text\nx\n"})
+    assert len(load(Data(name=str(tmp_path / "t[1]")), Text())) == 1
+
+
+def test_archives_hold_splits_and_texts(tmp_path, capsys):
+    for split, count in (("train", 3), ("test", 2)):
+        with zipfile.ZipFile(tmp_path / f"{split}.zip", "w") as archive:
+            for i in range(count):
+                archive.writestr(f"{'ab'[i % 2]}/{i}.png", support.picture(np.random.default_rng(i)))
+            archive.writestr("inner.zip", b"x")
+    rows, said = read(tmp_path, Image(8, 4), capsys)
+    assert len(pixels(rows)) == 3 and classes(rows) == ["a", "a", "b"] and "other splits: test" in said
+    assert "2 tables or archives within an archive; extract it (test.zip/inner.zip, train.zip/inner.zip)" in said
+    with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
+        archive.writestr("a/1.txt", "one\nmore")
+        archive.writestr("b/2.txt", "two")
+    rows = load(Data(name=str(tmp_path / "texts.zip")), Text())
+    assert rows.table["text"][:] == ["one\nmore", "two"] and classes(rows) == ["a", "b"]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match="a.zip"):
+        load(Data(name=str(tmp_path / "broken")), Image(8, 4))
+
+
+def test_subsets_of_a_clone(tmp_path, capsys):
+    head = "---\nconfigs:\n" + "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/*.jsonl\n" for name in ("de", "en")
+    )
+    write(tmp_path, **{"README.md": head + "---\nText", "de/a.jsonl": lines(2, "eins"), "en/a.jsonl": lines(3, "one")})
+    with pytest.raises(UserError, match=r"several subsets \(de, en\): name one, --data.subset"):
+        load(Data(name=str(tmp_path)), Text())
+    with pytest.raises(UserError, match=r"no such subset; did you mean en\?; there are de, en"):
+        load(Data(name=str(tmp_path), subset="eng"), Text())
+    rows, said = read(tmp_path, Text(), capsys, subset="en")
+    assert len(rows) == 3 and "subset 'en'" in said and "1 subsets (de)" in said
+
+
+def test_what_data_is_does_not_depend_on_where_it_lies(tmp_path, monkeypatch):
+    write(tmp_path / "a", train=5)
+    with zipfile.ZipFile(tmp_path / "a" / "more.zip", "w") as archive:
+        archive.writestr("x.png", support.picture(np.random.default_rng(3)))
+    shutil.copy(tmp_path / "a" / "train" / "000.png", os.fsencode(tmp_path / "a") + b"/caf\xe9.png")
+    shutil.move(tmp_path / "a" / "train", tmp_path / "a" / "data")
+    shutil.copytree(tmp_path / "a", tmp_path / "dat" / "a")
+    monkeypatch.chdir(tmp_path)
+
+    def identity(name) -> str:
+        return fingerprint(load(Data(name=str(name)), Image(8, 4)))
+
+    one = identity("a")
+    assert {identity(n) for n in ("a/", "./a", tmp_path / "a", "dat/a", tmp_path / "dat" / "a")} == {one}
+    moved = tmp_path / "dat" / "a" / "data"
+    content = (moved / "002.png").read_bytes()
+    for change in (
+        lambda: (moved / "002.png").rename(moved / "other.png"),
+        lambda: (moved / "002.png").write_bytes(content + b" "),
+        lambda: (moved / "002.png").write_bytes(content[:-1] + b"x"),
+        lambda: (moved / "002.png").unlink(),
+    ):
+        change()
+        assert identity("dat/a") != one
+        (moved / "other.png").unlink(missing_ok=True)
+        (moved / "002.png").write_bytes(content)
+        assert identity("dat/a") == one
+    write(tmp_path, **{"t/a.txt": "one\ntwo\n", "u/a.txt": "one\ntwo\n", "v/a.txt": "one\nTwo\n"})
+    texts = [fingerprint(load(Data(name=f"{name}/a.txt"), Text())) for name in "tuv"]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_show_says_how_a_source_is_read_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    import train
+
+    write(
+        tmp_path / "set",
+        **{"train/cat": 2, "train/dog": 1, "val/cat": 1, "README.md": "x", "train/cat/odd.png": "none"},
+    )
+    monkeypatch.chdir(tmp_path)
+    train.main(["--data", "set", "--show"])
+    said = capsys.readouterr().out
+    for wanted in (
+        r"source +set, as image",
+        r"files +5 .png",
+        r"split +train: 4 rows .*read now",
+        r"split +validation: 1 rows",
+        r"columns +image \(Image\), label \(ClassLabel\)",
+        r"labels +column 'label', 2 different: cat 3, dog 1",
+        r"left out +1 documentation \(README.md\)",
+        r"sample +0: train/cat/000.png: a picture of 12×12, RGB \[cat\]",
+        r"sample +2: train/cat/odd.png: unusable: not a readable picture",
+        r"sample +3: train/dog/000.png: .*\[dog\]",
+    ):
+        assert re.search(wanted, said), (wanted, said)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["set"]
+    write(tmp_path, **{"a.txt": "hello\n"})
+    train.main(["--data", "a.txt", "--modality", "text", "--show"])
+    assert "sample     0: 5 characters, 'hello'" in capsys.readouterr().out
+    train.main(["--data", "tones", "--modality", "audio", "--show"])
+    assert "sample     0: 1.00 s of sound, 16000 Hz in the file [" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="train.py: data nowhere/at/all: no such file or folder"):
+        train.main(["--data", "nowhere/at/all", "--show"])
