@@ -11,11 +11,15 @@ Batch = list[dict[str, Tensor]]  # one dict a view, as `modalities.base` describ
 
 
 class Progress(NamedTuple):
-    """Where training is: optimizer steps applied so far, steps in all, samples in a (global) step."""
+    """Where training is: steps taken so far, steps in all, samples in a (global) step.
+
+    `applied` (0-dim, on the device) is False where the last step's gradient was not finite and no weight was changed.
+    """
 
     step: int
     steps: int
     batch: int
+    applied: Tensor | bool = True
 
     @property
     def fraction(self) -> float:
@@ -60,7 +64,8 @@ class Objective(nn.Module):
     def after_step(self, extras: list[dict[str, Tensor]], progress: Progress) -> None:
         """Move what the optimizer does not: teacher, centre, queue.
 
-        Called only when the step was applied, with the extras that forward returned, one a micro-batch.
+        Called after every step, with the extras that forward returned, one a micro-batch. Where `progress.applied` is
+        False nothing may move: by `torch.where` or a factor, since to ask would make the host wait for the device.
         """
 
     def averaged(self) -> Backbone | None:

@@ -43,15 +43,15 @@ def mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        ctx.rows = len(x)
-        whole = x.new_empty(ranks() * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(whole, x.contiguous())
-        return whole
+        whole = x.new_empty(ranks(), *x.shape)
+        dist.all_gather(list(whole.unbind()), x.contiguous())
+        return whole.flatten(0, 1)
 
     @staticmethod
     def backward(ctx, gradient):
-        own = gradient.new_empty(ctx.rows, *gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, gradient.contiguous())  # a rank gets the sum for its own rows only
+        parts = list(gradient.contiguous().unflatten(0, (ranks(), -1)).unbind())
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts)  # a rank gets the sum for its own rows, and nothing else
         return own
 
 

@@ -12,7 +12,7 @@ from objectives.base import Progress
 class Teacher(nn.ModuleList):
     """Copies of `students`, without gradient. Make it in the objective's constructor, before anything is partitioned.
 
-    The average is over optimizer steps that were applied, and its half-life is a number of samples, so that neither the
+    The average is over steps that were applied, and its half-life is a number of samples, so that neither the
     batch size nor gradient accumulation changes it: momentum `m = 0.5 ** (batch / half_life)`, raised to 1 along a
     cosine over the run (BYOL, Grill et al. 2020, section 3.3).
     """
@@ -29,12 +29,13 @@ class Teacher(nn.ModuleList):
     @torch.no_grad()
     def follow(self, *students: nn.Module, progress: Progress) -> None:
         """Move by one step towards the students; buffers are copied."""
-        weight = 1 - self.momentum(progress)
+        applied = torch.as_tensor(progress.applied)
+        weight = applied * (1 - self.momentum(progress))  # 0: the teacher stays, bit for bit
         for teacher, student in zip(self, students, strict=True):
             pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
-            torch._foreach_lerp_([local(t) for t, _ in pairs], [local(s) for _, s in pairs], weight)
+            torch._foreach_lerp_([local(t) for t, _ in pairs], [local(s) for _, s in pairs], [weight] * len(pairs))
             for kept, current in zip(teacher.buffers(), student.buffers(), strict=True):
-                kept.copy_(current)
+                kept.copy_(torch.where(applied, current, kept))
 
 
 def local(parameter: nn.Parameter) -> torch.Tensor:

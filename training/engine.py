@@ -159,7 +159,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def optimizer(run: Run, module: nn.Module) -> torch.optim.Optimizer:
     groups = parameter_groups(module, run.weight_decay)
     if run.optim == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=run.adam_beta1)
+        made = torch.optim.SGD(groups, lr=0.0, momentum=run.adam_beta1, fused=True)
+        if run.adam_beta1:  # a first step that is left out would leave them as memory was found
+            for parameter in (p for group in groups for p in group["params"]):
+                made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return made
     betas = (run.adam_beta1, run.adam_beta2)
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=run.adam_epsilon, fused=True)
 
@@ -204,36 +208,44 @@ class Engine:
         # A loss that is not finite makes the gradient so, on all ranks: then `step` changes no weight.
         self.engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, math.nan))
 
-    def step(self, rate: float) -> tuple[bool, float]:
-        """Apply one micro-batch's turn of a step; at the boundary, the step. Returns (applied, gradient norm)."""
+    def step(self, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Apply one micro-batch's turn of a step; at the boundary, the step. Returns (applied, gradient norm).
+
+        Both are on the device, for at stage 0 nobody waits for it: the optimizer itself leaves out a step whose
+        gradient is not finite. Where no step was due, False and NaN.
+        """
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()
-            return False, math.nan
+            return self._scalar(False), self._scalar(math.nan)
         for group in self.base_optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         if self.stage:
             self.engine.step()
-            return self.engine.was_step_applied(), float(self.engine.get_global_grad_norm() or math.nan)
+            applied, norm = self.engine.was_step_applied(), self.engine.get_global_grad_norm()
+            if not applied or norm is None:
+                norm = math.nan
+            return self._scalar(applied), norm if isinstance(norm, torch.Tensor) else self._scalar(norm)
         for parameter in self.trainable:
             if parameter.grad is None:  # unused in this step; a reduction makes it 0 too
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in self.trainable]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        value = norm.item()
-        applied = math.isfinite(value)
-        if not applied:
-            for parameter in self.trainable:  # the optimizer passes over parameters without a gradient
-                parameter.grad = None
-        elif 0 < self.run.max_grad_norm < value:
-            torch._foreach_mul_(gradients, self.run.max_grad_norm / (value + 1e-6))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.trainable])
+        applied, optimizer = norm.isfinite(), self.base_optimizer
+        # Fused optimizers read both on the device: whether to step at all, and what to divide gradients by.
+        optimizer.found_inf = (~applied).float()
+        optimizer.grad_scale = None
+        if self.run.max_grad_norm > 0:
+            optimizer.grad_scale = ((norm + 1e-6) / self.run.max_grad_norm).clamp(min=1)
         self.engine.step()
-        return applied, value
+        return applied, norm
+
+    def _scalar(self, value: float) -> torch.Tensor:
+        return torch.full((), value, device=self.device)
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """Values of all ranks, joined on the first axis."""
-        whole = values.new_empty(self.ranks * len(values), *values.shape[1:])
-        dist.all_gather_into_tensor(whole, values.contiguous())
-        return whole
+        whole = values.new_empty(self.ranks, *values.shape)
+        dist.all_gather(list(whole.unbind()), values.contiguous())
+        return whole.flatten(0, 1)
 
     def share(self, value: Any) -> list[Any]:
         """Plain data of all ranks. It travels as JSON: the objects of `torch.distributed` are pickles."""
@@ -315,7 +327,7 @@ class Engine:
                         safe_set_full_optimizer_state(parameter, held, moment)
                     else:
                         self.base_optimizer.state[parameter][moment] = held
-                if not self.stage and self.run.optim == "adamw_torch" and applied:
+                if not self.stage and f"exp_avg/{name}" in moments:
                     self.base_optimizer.state[parameter]["step"] = torch.tensor(float(applied), device=self.device)
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(weights[name])

@@ -85,6 +85,7 @@ class Loop:
         self.engine = Engine(objective, run, device)
         self.objective = objective
         self.step = self.applied = self.failed = 0
+        self.unjudged: list[tuple[torch.Tensor, torch.Tensor]] = []  # (applied, norm) of steps that were not read yet
         self.bad: dict[int, tuple[str, str]] = {}  # known to all ranks
         self.new: dict[int, tuple[str, str]] = {}  # found on this rank since
 
@@ -120,7 +121,7 @@ class Loop:
                 print(f"{self.folder} is finished: {self.step} steps; nothing to do")
             return {}
         self._open()
-        monitor, figures = Monitor(self.steps), {}
+        monitor, figures = Monitor(self.steps, self.engine.ranks), {}
         self.log = Log(self.folder, run, self.steps, self.step, silent=not self.first_rank)
         rate_note = f"= {run.base_learning_rate} × {self.batch} / 256 " if run.base_learning_rate else ""
         samples = len(self.table) + len(self.eval_table)
@@ -152,7 +153,7 @@ class Loop:
                     self.new |= part["bad"]
                 if self.engine.ranks == 1 or self.step % run.logging_steps == 0:
                     self._note_bad()
-                loss, norm, rate = self._step(micro, monitor)
+                loss, rate = self._step(micro, monitor)
                 last = self.step == self.steps
                 evaluating = last or run.eval_steps and self.step % run.eval_steps == 0
                 if self.step % run.logging_steps == 0 or evaluating:
@@ -162,11 +163,14 @@ class Loop:
                         "epoch": self.step / self.order.steps_an_epoch,
                         "loss": self.engine.mean(loss),
                         "learning_rate": rate,
-                        "grad_norm": norm,
+                        "grad_norm": self._judge(),
                         "samples": self.step * self.batch,
                         "samples_per_second": speed,
                         "data_wait": waited / (now - clock),
-                    } | monitor.figures(self.step)
+                    }
+                    if monitor.due(self.step, run.logging_steps):
+                        features = self.engine.gather(monitor.features())
+                        figures |= monitor.figures(self.step, features) if self.first_rank else {}
                     if evaluating:
                         figures |= self.evaluate()
                     self.log.write(self.step, figures)
@@ -182,10 +186,10 @@ class Loop:
         finally:
             ahead.shutdown()
             self.log.close()
-        return figures | {"verdict": monitor.verdict()}
+        return self.engine.share(figures | {"verdict": monitor.verdict()})[0]
 
-    def _step(self, micro, monitor: Monitor) -> tuple[torch.Tensor, float, float]:
-        """One optimizer step; returns (loss of this rank, gradient norm, learning rate)."""
+    def _step(self, micro, monitor: Monitor) -> tuple[torch.Tensor, float]:
+        """One optimizer step; returns (loss of this rank, learning rate). At stage 0 the host waits for nothing."""
         rate = learning_rate(self.run, self.peak, self.step, self.steps)
         loss, extras = torch.zeros((), device=self.device), []
         for number, batch in enumerate(micro):
@@ -196,24 +200,35 @@ class Loop:
             loss += out["loss"].detach() / len(micro)
             extras.append({name: out[name] for name in self.objective.extras})
             if "features" in out:
-                monitor.see(self.engine.gather(out["features"].float()) if self.engine.ranks > 1 else out["features"])
+                monitor.see(out["features"])
             applied, norm = self.engine.step(rate)
         self.step += 1
-        if applied:
-            self.applied, self.failed = self.applied + 1, 0
-            with torch.no_grad():
-                self.objective.after_step(extras, Progress(self.applied, self.steps, self.batch))
-        else:
+        self.unjudged.append((applied, norm))
+        with torch.no_grad():
+            self.objective.after_step(extras, Progress(self.step, self.steps, self.batch, applied))
+        return loss, rate
+
+    def _judge(self) -> float:
+        """Read from the device which of the latest steps were applied, and count; returns the last gradient norm.
+
+        Two in a row that were not stop the run.
+        """
+        latest, self.unjudged = self.unjudged, []
+        read = torch.stack([torch.stack([applied.float(), norm.float()]) for applied, norm in latest]).tolist()
+        for step, (applied, norm) in enumerate(read, self.step - len(read) + 1):
+            if applied:
+                self.applied, self.failed = self.applied + 1, 0
+                continue
             self.failed += 1
-            self.log.say(f"step {self.step}: the gradient is not finite ({norm}); no weight was changed")
+            self.log.say(f"step {step}: the gradient is not finite ({norm}); no weight was changed")
             if self.failed == 2:
                 last = checkpoint.folders(self.folder)
                 raise UserError(
-                    f"steps {self.step - 1} and {self.step} were not finite, so training stops; "
+                    f"steps {step - 1} and {step} were not finite, so training stops; "
                     f"last good checkpoint: {last[0] if last else 'none'}; look at the data, or start in another "
                     "output_dir with a lower learning_rate"
                 )
-        return loss, norm, rate
+        return norm
 
     def evaluate(self) -> dict[str, float]:
         """Mean loss on the held-out part, with the same views and masks every time."""
@@ -262,6 +277,8 @@ class Loop:
         dist.barrier()
 
     def save(self) -> None:
+        if self.unjudged:
+            self._judge()
         self._note_bad()
         weights, moments = self.engine.tensors()
         if self.first_rank:

@@ -8,9 +8,10 @@ import pytest
 import support
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modalities import MODALITIES
-from objectives import OBJECTIVES
+from objectives import OBJECTIVES, Progress
 from training.engine import learning_rate, optimizer, parameter_groups, settings
 from training.errors import UserError
 
@@ -126,7 +127,7 @@ def clipped_steps(folder: str) -> dict:
             applied, norm = engine.step(0.1)
             after = engine.tensors()[0]
             moved = [(before[f"{n}.weight"] - after[f"{n}.weight"]).item() for n in ("first", "second")]
-            made[f"{stage} {size}"] = [applied, float(norm), *moved]
+            made[f"{stage} {size}"] = [bool(applied), float(norm), *moved]
     return made
 
 
@@ -156,7 +157,7 @@ def rates_of_a_loop(folder: str) -> list:
         loop = Loop(config, config.build_objective(modality), support.rows_of("image", modality), device)
         batches = loop.order.micro_batches(0, 3, 2, 0, 1)
         feed, monitor = iter(loop._loader(loop.table, batches, 0, 0)), Monitor(8)
-        rates = [loop._step([next(feed), next(feed)], monitor)[2] for _ in range(3)]
+        rates = [loop._step([next(feed), next(feed)], monitor)[1] for _ in range(3)]
         groups = loop.engine.base_optimizer.param_groups
         made.append([loop.peak, rates, [g["lr"] for g in groups], sorted({g["weight_decay"] for g in groups})])
     return made
@@ -234,6 +235,116 @@ def test_ranks_agree_a_step_late(launch):
         assert seen == [[0, 0], [0, 0.5], [1, 1.5], [0, 2.5], [0, 3.5]]
     (alone,) = launch(agreed, 1, steps=3).results()
     assert alone == [[0, 0], [0, 1], [0, 2], None]
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: numbers that are read, and shapes that depend on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_", "_unsafe_index") and any(
+            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        if by_mask or name in WAITS or str(func) == "aten.repeat_interleave.Tensor":
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal"}
+
+
+def waits(folder: str, cells: list) -> list:
+    """By cell and stage, what three steps between two logs wait for."""
+    from training import engine as engines
+    from training.loop import Loop
+    from training.monitor import Monitor
+
+    made = []
+    for modality, objective, stages in cells:
+        for stage in stages:
+            options = {"deepspeed": {"zero_optimization": {"stage": stage}}, "max_steps": 8}
+            config = support.config(modality, objective, folder, **options)
+            device = engines.start(config.run)
+            built = config.build_modality()
+            rows = support.rows_of(modality, built)
+            loop = Loop(config, config.build_objective(built), rows, device)
+            micro = loop.order.micro_batches(0, 6, 1, loop.engine.rank, loop.engine.ranks)
+            feed = iter(loop._loader(loop.table, micro, 0, 0))
+            monitor = Monitor(8)
+            for _ in range(3):  # in the first ones, DeepSpeed compares its plan of ZeRO-3 between ranks
+                loop._step([next(feed)], monitor)
+            with Waits() as counted:
+                for batch in feed:
+                    loop._step([batch], monitor)
+            made.append([modality, objective, stage, counted.seen])
+    return made
+
+
+CELLS = [(m, o) for m in MODALITIES for o in OBJECTIVES]
+OF_DEEPSPEED = {1: 3, 2: 3, 3: 1}  # a step, with two groups of parameters; docs/gpu.md states them
+
+
+def test_the_host_does_not_wait_in_a_step(launch, tmp_path):
+    cells = [(m, o, [0]) for m, o in CELLS] + [("image", "mae", [1, 2, 3])]
+    (made,) = launch(waits, 1, folder=str(tmp_path), cells=cells).results()
+    for modality, objective, stage, seen in made:
+        if stage == 0:
+            assert not seen, (modality, objective, seen)
+        else:
+            assert len(seen) == 3 * OF_DEEPSPEED[stage], (stage, seen)
+
+
+def steps_left_out(folder: str) -> list:
+    """Weights and moments after a first step that is not finite and two that are, and after these two alone."""
+    from training import engine as engines
+
+    made = []
+    for optim in ("adamw_torch", "sgd"):
+        for values in ((math.nan, 1.0, 0.1), (math.inf, 1.0, 0.1), (1.0, 0.1)):
+            run = support.config("image", "mae", folder, optim=optim, max_grad_norm=2.0).run
+            device = engines.start(run)
+            engine = engines.Engine(Slope(), run, device)
+            applied = []
+            with torch.no_grad():
+                for parameter in engine.trainable:
+                    parameter.fill_(1.0)
+            for value in values:
+                engine.backward(engine.forward(torch.full((2,), value))["loss"])
+                applied.append(bool(engine.step(0.1)[0]))
+            weights, moments = engine.tensors()
+            made.append([applied, weights, moments])
+    return made
+
+
+def test_a_step_that_is_not_finite_leaves_no_trace(launch, tmp_path):
+    (made,) = launch(steps_left_out, 1, folder=str(tmp_path)).results()
+    for first in (0, 3):
+        *broken, plain = made[first : first + 3]
+        for applied, *tensors in broken:
+            assert applied == [False, True, True] and plain[0] == [True, True]
+            for ours, expected in zip(tensors, plain[1:], strict=True):
+                assert ours.keys() == expected.keys() and ours
+                assert all(torch.equal(ours[name], expected[name]) for name in ours)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_what_the_optimizer_does_not_move_stays_when_the_step_was_left_out(objective):
+    module = built("image", objective)
+    with torch.no_grad():
+        for number, parameter in enumerate(module.parameters()):
+            parameter += 0.01 * (number + 1)
+    view = {"data": torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), "seed": torch.arange(4)}
+    views = [module.backbone.modality.prepare(view | {"identity": torch.arange(4)}) for _ in module.views]
+    out = module(views)
+    extras = [{name: out[name] for name in module.extras}]
+    before = {k: v.clone() for k, v in (*module.named_parameters(), *module.named_buffers())}
+    with torch.no_grad():
+        module.after_step(extras, Progress(1, 10, 4, torch.tensor(False)))
+    assert all(torch.equal(v, before[k]) for k, v in (*module.named_parameters(), *module.named_buffers()))
 
 
 def gathered(rows: int) -> list:

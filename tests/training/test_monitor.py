@@ -24,7 +24,7 @@ def test_collapse_raises_one_alarm(kind):
     monitor, alarms = Monitor(100), []
     for step in range(10, 101, 10):
         monitor.see(features(kind, step))
-        monitor.figures(step)
+        monitor.figures(step, monitor.features())
         alarms.append(monitor.alarm())
     assert sum(a is not None for a in alarms) == 1
     assert next(i for i, a in enumerate(alarms) if a) <= 2, "within 5 % of the run and two looks"
@@ -35,7 +35,7 @@ def test_health_raises_none():
     monitor = Monitor(100)
     for step in range(10, 101, 10):
         monitor.see(features("healthy", step))
-        monitor.figures(step)
+        monitor.figures(step, monitor.features())
         assert monitor.alarm() is None
     assert monitor.verdict().startswith("not collapsed")
 
@@ -54,7 +54,7 @@ def test_figures_have_their_known_values():
 def test_features_that_are_not_finite_are_no_figures():
     monitor = Monitor(10)
     monitor.see(torch.full((4, 3), torch.nan))
-    assert monitor.figures(5) == {} and monitor.alarm() is None
+    assert monitor.figures(5, monitor.features()) == {} and monitor.alarm() is None
     assert monitor.verdict() == "no features were seen"
 
 
@@ -64,7 +64,32 @@ def test_only_the_latest_features_count():
         monitor.see(features("point", step))
     for step in range(9):
         monitor.see(features("healthy", step))
-    assert monitor.figures(9)["rankme"] > 5
+    assert monitor.figures(9, monitor.features())["rankme"] > 5
+
+
+def test_looks_are_few_and_the_last_step_is_one():
+    monitor = Monitor(1000)
+    assert not monitor.due(1000, 10), "nothing was seen"
+    monitor.see(features("healthy", 0))
+    assert [step for step in range(0, 1001, 2) if monitor.due(step, 2)] == [
+        step for step in range(0, 1001) if step % 2 == 0 and step // 5 > (step - 2) // 5
+    ]
+    assert all(monitor.due(step, 10) for step in range(10, 1001, 10))
+    monitor.steps = 100_003
+    looks = [step for step in (*range(10, 100_003, 10), 100_003) if monitor.due(step, 10)]
+    assert looks[-1] == 100_003 and len(looks) <= 202
+
+
+def test_ranks_keep_their_share_of_the_features():
+    alone, pair = Monitor(10), [Monitor(10, 2) for _ in range(2)]
+    for step in range(30):
+        whole = features("healthy", step)
+        alone.see(whole)
+        for monitor, part in zip(pair, whole.chunk(2), strict=True):
+            monitor.see(part)
+    together = torch.cat([monitor.features() for monitor in pair])
+    assert len(together) == len(alone.features())
+    assert alone.figures(9, alone.features()) == pytest.approx(pair[0].figures(9, together), rel=1e-6)
 
 
 def runs(folder: str, data: str) -> dict:

@@ -62,7 +62,7 @@ def run_steps(loop, steps: int) -> tuple[list[float], list[dict[str, torch.Tenso
     batches = loop.order.micro_batches(0, steps, accumulation, engine.rank, engine.ranks)
     feed, monitor, losses = iter(loop._loader(loop.table, batches, loop.run.seed, 0)), Monitor(steps), []
     for _ in range(steps):
-        loss, _, _ = loop._step([next(feed) for _ in range(accumulation)], monitor)
+        loss, _ = loop._step([next(feed) for _ in range(accumulation)], monitor)
         losses.append(engine.mean(loss))
     return losses, gradients
 
