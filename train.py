@@ -44,8 +44,8 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         _, resumed = open_folder(config)
         if resumed is not None:
             modality.load(str(resumed / "modality"))
-        else:
-            modality.fit(rows.table, rows.column)
+        elif note := modality.fit(rows.table, rows.column):
+            print_once(f"data: {note}")
         objective = config.build_objective(modality)
         if start is not None and resumed is None:
             native.load(family, start, objective)

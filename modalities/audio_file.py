@@ -53,7 +53,12 @@ class Clip:
     def _open(self):
         import soundfile
 
-        return soundfile.SoundFile(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)
+        raw = io.BytesIO(self.source) if isinstance(self.source, bytes) else open(self.source, "rb")  # noqa: SIM115
+        begin = after_tags(raw)
+        if not begin and not isinstance(self.source, bytes):
+            raw.close()  # libsndfile reads a file faster by itself
+            return soundfile.SoundFile(self.source)
+        return soundfile.SoundFile(Rest(raw, begin) if begin else raw)
 
     def _decode(self, file, begin: int, count: int) -> np.ndarray:
         try:
@@ -91,6 +96,51 @@ def resampler(ratio: Fraction):
     return Resample(ratio.denominator, ratio.numerator)
 
 
+def after_tags(file) -> int:
+    """Where the sound of a file begins: past ID3v2 tags at its head, whose cover pictures libsndfile does not skip."""
+    begin = 0
+    while True:
+        file.seek(begin)
+        head = file.read(10)
+        if len(head) < 10 or head[:3] != b"ID3" or max(head[6:]) > 127:
+            break
+        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+        begin += 10 + size + (10 if head[5] & 0x10 else 0)
+    if begin:  # some writers leave more zeros behind a tag than it says
+        file.seek(begin)
+        begin += len(block := file.read(2**16)) - len(block.lstrip(b"\0"))
+    file.seek(0)
+    return begin
+
+
+class Rest(io.RawIOBase):
+    """A file from some byte on, as if it began there."""
+
+    def __init__(self, file, begin: int):
+        self.file, self.begin = file, begin
+        file.seek(begin)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        return self.file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.file.seek(offset + self.begin if whence == io.SEEK_SET else offset, whence)
+        return self.tell()
+
+    def tell(self) -> int:
+        return self.file.tell() - self.begin
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
 # First bytes, where they start, what they say. All of these libsndfile cannot decode.
 KINDS = (
     (b"ftyp", 4, "MPEG-4 (AAC or ALAC)"),
@@ -109,11 +159,9 @@ KINDS = (
 def reason(source: bytes | str, error: Exception) -> str:
     """Why a file could not be opened."""
     try:
-        if isinstance(source, bytes):
-            head = source[:64]
-        else:
-            with open(source, "rb") as file:
-                head = file.read(64)
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            file.seek(after_tags(file))
+            head = file.read(64)
     except OSError as problem:
         return f"no such file: {source}" if isinstance(problem, FileNotFoundError) else f"not readable: {problem}"
     if not head:

@@ -81,8 +81,11 @@ class Modality(nn.Module):
         """The `datasets.Dataset` of samples for one of rows; by default each row is a sample."""
         return rows
 
-    def fit(self, rows, column: str) -> None:
-        """Take from the training rows what the settings leave open: statistics, a tokenizer. Before `build`."""
+    def fit(self, rows, column: str) -> str | None:
+        """Take from the training rows what the settings leave open: statistics, a tokenizer. Before `build`.
+
+        Returns what a user should know of it, in a line.
+        """
 
     def save(self, folder: str) -> None:
         """Write the processor or tokenizer, if there is one, as native `transformers` files."""

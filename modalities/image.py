@@ -2,6 +2,7 @@
 
 import io
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,8 @@ from torch import Tensor
 from modalities.base import BadSample, Grid, View, bytes_or_path
 from modalities.hashing import generator
 
+LOOKED_AT = 32  # rows from which the range of deep pictures is taken
+TURNS = (None, None, *"FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split())
 WHITE = 255  # the background that transparent pixels go over; the exported processor has the same
 
 
@@ -59,6 +62,9 @@ class Image(Grid):
             (the latter differs between the two views).
         mean: value that is subtracted after scaling to 0..1, for all channels or one for each.
         std: value that is then divided by, for all channels or one for each.
+        value_range: values that become black and white, of pictures with more than 8 bits a channel. Default: 0 and the
+            largest value of as many bits as some rows use (of floats, the least and largest value of these rows).
+        max_pixels: pixels of a picture at most; one with more is not read, for it may be an attack on the memory.
     """
 
     leads = 1
@@ -81,6 +87,8 @@ class Image(Grid):
         augmentation: Literal["light", "simclr", "byol"] = "simclr",
         mean: float | list[float] = 0.5,
         std: float | list[float] = 0.5,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int = 2**30 // 12,
     ):
         super().__init__()
         self.extent = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -99,6 +107,13 @@ class Image(Grid):
         self.rotation, self.shift, self.zoom, self.shear = rotation, shift, zoom, shear
         self.augmentation = augmentation
         self.mean, self.std = self._each("mean", mean), self._each("std", std)
+        if value_range is not None and not value_range[0] < value_range[1]:
+            raise ValueError(
+                f"modality.value_range {list(value_range)}: give the darkest value first, such as [0, 4095]"
+            )
+        if max_pixels < 1:
+            raise ValueError(f"modality.max_pixels {max_pixels} is below 1; try {2**30 // 12}")
+        self.value_range, self.max_pixels = value_range and tuple(value_range), max_pixels
 
     def _each(self, name: str, value: float | list[float]) -> list[float]:
         """One value for each channel."""
@@ -113,12 +128,15 @@ class Image(Grid):
     def processor(self):
         from transformers import ViTImageProcessor
 
+        # The native class takes 8 bits; the range is for whoever makes 8 of more as it was done here.
+        deep = {} if self.value_range is None else {"value_range": list(self.value_range)}
         return ViTImageProcessor(
             size={"height": self.extent[0], "width": self.extent[1]},
             image_mean=self.mean,
             image_std=self.std,
             do_convert_rgb=self.channels == 3,  # without it a grey picture crashes the processor
             resample=2,  # bilinear
+            **deep,
         )
 
     def load(self, folder: str) -> None:
@@ -127,31 +145,85 @@ class Image(Grid):
 
         processor = ViTImageProcessor.from_pretrained(folder)
         self.mean, self.std = processor.image_mean, processor.image_std
+        if found := getattr(processor, "value_range", None):
+            self.value_range = tuple(found)
+
+    def fit(self, rows, column: str) -> str | None:
+        """The range of values of deep pictures, one for all, from some rows; says which."""
+        if self.value_range is not None:
+            return None
+        least, most, kinds, looked = math.inf, -math.inf, set(), min(LOOKED_AT, len(rows))
+        for i in np.linspace(0, len(rows) - 1, looked).astype(int):
+            try:
+                with self._open(bytes_or_path(rows[int(i)][column])) as picture:
+                    if (kind := depth(picture)) is not None:
+                        values = np.asarray(picture)
+                        kinds.add(kind)
+                        least, most = min(least, float(values.min())), max(most, float(values.max()))
+            except Exception:  # the loader will count and name it
+                continue
+        if not kinds:
+            return None
+        if len(kinds) > 1:
+            raise ValueError(
+                f"pictures of {', '.join(sorted(kinds))} in one set, values {least:g} to {most:g}: no range suits them "
+                "all; give one, --modality.value_range, or keep to one kind"
+            )
+        if not math.isfinite(most - least):
+            raise ValueError("pictures with values that are not finite: give the range, --modality.value_range")
+        self.value_range = fitting(least, most, *kinds)
+        black, white = self.value_range
+        return (
+            f"pictures of {kinds.pop()}, values {least:g} to {most:g} in {looked} rows: {black:g} is black and "
+            f"{white:g} white in all of them (modality.value_range)"
+        )
 
     def read(self, value):
         """`{"bytes", "path"}`, a path or a PIL picture -> a PIL picture: upright, 8 bits a channel, no transparency."""
         from PIL import Image as pillow
-        from PIL import ImageOps
 
         try:
             picture = bytes_or_path(value)
             if not isinstance(picture, pillow.Image):
                 data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-                if self.channels == 3 and (small := small_jpeg(data)) is not None:
+                small = small_jpeg(data) if self.channels == 3 else None
+                if small is not None and small.width * small.height <= self.max_pixels:
                     return small
-                picture = pillow.open(io.BytesIO(data))
-            if picture.width * picture.height > pillow.MAX_IMAGE_PIXELS:
-                raise BadSample(f"{picture.width}×{picture.height} pixels, more than {pillow.MAX_IMAGE_PIXELS}")
-            picture.load()
-            if picture.getexif().get(0x0112, 1) != 1:
-                picture = ImageOps.exif_transpose(picture)
-            return convert(picture, {1: "L", 3: "RGB", 4: "RGBA"}[self.channels])
+                picture = data
+            with self._open(picture) as opened:
+                turn = TURNS[orientation(opened)]
+                made = convert(opened, {1: "L", 3: "RGB", 4: "RGBA"}[self.channels], self.value_range)
+            return made.transpose(pillow.Transpose[turn]) if turn else made
         except BadSample:
             raise
         except FileNotFoundError as error:
             raise BadSample(f"no such file: {error.filename}") from error
+        except pillow.UnidentifiedImageError as error:
+            raise BadSample("not a readable picture: of no format that Pillow knows, or damaged at its head") from error
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
             raise BadSample(f"not a readable picture: {error}") from error
+
+    @contextmanager
+    def _open(self, source):
+        """A decoded picture, or its bytes or path -> the decoded picture. Pillow's own limits give way to ours."""
+        from PIL import Image as pillow
+        from PIL import PngImagePlugin as png
+
+        limits = pillow.MAX_IMAGE_PIXELS, png.MAX_TEXT_CHUNK, png.MAX_TEXT_MEMORY
+        # A good picture may carry a large profile, or the prompt and workflow that it was made with.
+        pillow.MAX_IMAGE_PIXELS, png.MAX_TEXT_CHUNK, png.MAX_TEXT_MEMORY = None, 2**26, 2**28
+        try:
+            if not isinstance(source, pillow.Image):
+                source = pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            if source.width * source.height > self.max_pixels:
+                raise BadSample(
+                    f"{source.width}×{source.height} pixels, more than modality.max_pixels {self.max_pixels}; "
+                    "raise that, or shrink the picture"
+                )
+            source.load()
+            yield source
+        finally:
+            pillow.MAX_IMAGE_PIXELS, png.MAX_TEXT_CHUNK, png.MAX_TEXT_MEMORY = limits
 
     def describe(self, cell) -> str:
         picture = self.read(cell)
@@ -236,19 +308,47 @@ def tensor(picture) -> Tensor:
     return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
-def convert(picture, mode: str):
+def orientation(picture) -> int:
+    """How the picture is to be turned, 1 to 8, by its EXIF tag. A tag that cannot be read is none."""
+    try:
+        found = picture.getexif().get(0x0112, 1)
+    except Exception:  # whatever a parser stumbles over in somebody's camera
+        return 1
+    return int(found) if found in range(1, 9) else 1
+
+
+def depth(picture) -> str | None:
+    """The kind of a picture of more than 8 bits a channel; None for all others."""
+    if picture.mode.startswith("I;16"):
+        return "16 bits"
+    return {"I": "32 bits", "F": "floats"}.get(picture.mode)
+
+
+def fitting(least: float, most: float, kind: str) -> tuple[float, float]:
+    """The range of a set of deep pictures with such values: a whole number of bits where they are so, else they."""
+    if kind == "floats" and 0 <= least <= most <= 1:
+        return 0.0, 1.0
+    if kind != "floats" and 0 <= least <= most < 2**16:  # of 12 bits in 16, or of 8
+        return 0.0, float(next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if most < 2**bits))
+    return least, max(most, math.nextafter(least, math.inf))
+
+
+def convert(picture, mode: str, value_range: tuple[float, float] | None = None):
     """A PIL picture of any mode -> `mode` (`L`, `RGB` or `RGBA`), 8 bits a channel, transparency over white."""
     from PIL import Image as pillow
 
-    if picture.mode.startswith("I") or picture.mode == "F":  # Pillow would cut these at 255
+    if (kind := depth(picture)) is not None:  # Pillow would cut these at 255
         values = np.asarray(picture).astype(np.float64)
         if not np.isfinite(values).all():
             raise BadSample("pixels that are not finite")
-        if picture.mode != "F" and (picture.mode != "I" or values.max(initial=0) > 255):
-            values = values / 257
-        elif picture.mode == "F" and values.max(initial=0) <= 1:
-            values = values * 255
-        picture = pillow.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
+        low, high = value_range or ((0.0, 1.0) if kind == "floats" else (0.0, 2.0**16 - 1))
+        spare = 0.05 * (high - low)
+        if ((values < low - spare) | (values > high + spare)).mean() > 0.01:
+            raise BadSample(
+                f"values {values.min():g} to {values.max():g}, beyond the range {low:g} to {high:g}: give a wider one, "
+                "--modality.value_range"
+            )
+        picture = pillow.fromarray(np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8))
     if mode != "RGBA" and ("A" in picture.getbands() or picture.info.get("transparency") is not None):
         picture = picture.convert("RGBA")
         picture = pillow.alpha_composite(pillow.new("RGBA", picture.size, (WHITE,) * 4), picture)

@@ -43,6 +43,7 @@ from training.tables import (
     kind_of,
     label_of,
     name_of_modality,
+    plain,
     points,
     read_documents,
     read_files,
@@ -162,14 +163,15 @@ def show(data: Data, modality: Modality) -> None:
     for note in source.notes:
         line("note", note)
     line("left out", source.left_out() or "nothing")
+    table = rows.table.select_columns([rows.column, *([rows.label] if rows.label else [])])  # others stay undecoded
     for i in sorted({0, len(rows) // 2, len(rows) - 1}):
-        cell = rows.table[i][rows.column]
+        cell = table[i][rows.column]
         try:
             text = modality.describe(cell)
         except BadSample as error:
             text = f"unusable: {error}"
         where = f"{some([relative(cell['path'], rows.root)])}: " if isinstance(cell, dict) and cell.get("path") else ""
-        label = f" [{_word(rows, rows.table[i][rows.label])}]" if rows.label else ""
+        label = f" [{_word(rows, table[i][rows.label])}]" if rows.label else ""
         line("sample", f"{i}: {where}{text}{label}")
 
 
@@ -492,11 +494,9 @@ def _sampled(source: Source, files: list[File], labels, classes, rows, columns: 
         bad = [i for i, text in enumerate(column) if text is None]
     else:
         bad = []
-        feature = getattr(datasets, modality.features[0])(decode=False)
-        made = datasets.Dataset.from_dict(
-            {name: [{"path": _opened(file.opens), "bytes": None} for file in files]},
-            features=datasets.Features({name: feature}),
-        )
+        # Made plain and cast then: to encode, a column of type Audio would need torchcodec.
+        made = datasets.Dataset.from_dict({name: [{"bytes": None, "path": _opened(file.opens)} for file in files]})
+        made = made.cast_column(name, plain()).cast_column(name, getattr(datasets, modality.features[0])(decode=False))
     more = {}
     if labels:
         more["label"], features["label"] = labels, datasets.ClassLabel(names=classes)

@@ -224,7 +224,7 @@ def cells_of(table, column: str, modality: Modality, source: Source, split: str)
     lines = holds_lines(modality)
     raw = datasets.Value("string") if lines else getattr(datasets, modality.features[0])(decode=False)
     if hasattr(feature, "feature"):
-        table, more = _unrolled(table, column, raw), ", lists unrolled"
+        table, more = _unrolled(table, column, raw if lines else plain()), ", lists unrolled"
     elif not lines and holds_text(feature):
         table, more = _paths(table, column, source, split), ", paths"
     if table.features[column] != raw:
@@ -232,18 +232,26 @@ def cells_of(table, column: str, modality: Modality, source: Source, split: str)
     return table, more
 
 
-def _unrolled(table, column: str, raw):
-    """A row an item of the lists in that column; the other columns go along."""
+def plain() -> dict[str, Any]:
+    """What a column of type Image or Audio is to Arrow."""
     import datasets
 
-    others = [c for c in table.column_names if c != column]
+    return {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+
+
+def _unrolled(table, column: str, item):
+    """A row an item of the lists in that column; other columns of plain values go along."""
+    import datasets
+
+    others = [c for c, f in table.features.items() if c != column and type(f).__name__ in ("Value", "ClassLabel")]
+    table = table.select_columns([*others, column])
 
     def unroll(rows):
         made = {c: [v for v, items in zip(rows[c], rows[column], strict=True) for _ in items or ()] for c in others}
         return made | {column: [item for items in rows[column] for item in items or ()]}
 
-    table = table.cast_column(column, datasets.List(raw))
-    return table.map(unroll, batched=True, features=datasets.Features({**table.features, column: raw}))
+    table = table.cast_column(column, datasets.List(item))
+    return table.map(unroll, batched=True, features=datasets.Features({**table.features, column: item}))
 
 
 def _paths(table, column: str, source: Source, split: str):

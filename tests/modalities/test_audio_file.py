@@ -187,3 +187,38 @@ def test_case(case):
             amplitude = 2 * np.abs(np.fft.rfft(good[name]["data"][:RATE].numpy())) / RATE
             for pitch, value in strength.items():
                 assert amplitude[pitch] == pytest.approx(value, abs=0.02)
+
+
+def tag(size: int, flags: int = 0, padding: int = 0) -> bytes:
+    """An ID3v2 tag of so many bytes, as a cover picture makes it."""
+    length = bytes((size >> shift) & 127 for shift in (21, 14, 7, 0))
+    return (
+        b"ID3\4\0"
+        + bytes([flags])
+        + length
+        + b"\x55" * size
+        + (b"3DI\4\0\0" + length if flags & 0x10 else b"")
+        + bytes(padding)
+    )
+
+
+@pytest.mark.parametrize("format", ["FLAC", "MP3", "WAV", "OGG"])
+@pytest.mark.parametrize(
+    "before", [tag(0), tag(1000), tag(500_000), tag(300, flags=0x10), tag(300, padding=900), tag(9) + tag(70_000)]
+)
+def test_tags_before_the_sound_are_skipped(format, before, tmp_path):
+    plain = encoded(tone(2.0), format=format)
+    (tmp_path / "tagged").write_bytes(before + plain)
+    wanted = Clip(plain, 4 * RATE)
+    for source in (before + plain, str(tmp_path / "tagged")):
+        assert np.array_equal(Clip(source, 4 * RATE).wave, wanted.wave)
+        windows = [Clip(s, RATE).window(RATE // 2, 8000) for s in (source, plain)]  # each decoded alone
+        assert np.array_equal(*windows) and len(windows[0]) == 8000
+
+
+def test_what_lies_behind_a_tag_is_named():
+    with pytest.raises(BadSample, match="AAC: no decoder"):
+        Clip(tag(100) + b"\xff\xf1" + bytes(100), RATE)
+    for data in (tag(100)[:60], b"ID3", b"ID3\4\0\0\x7f\x7f\x7f\x7f"):
+        with pytest.raises(BadSample):
+            Clip(data, RATE)

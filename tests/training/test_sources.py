@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import support
 
-from modalities import BadSample, Image, Text
+from modalities import Audio, BadSample, Image, Text
 from training.errors import UserError
 from training.settings import Data
 from training.sources import fingerprint, load, split_called, splits_of
@@ -56,6 +56,20 @@ def test_lists_of_pictures_are_unrolled(table, tmp_path):
     features = datasets.Features({"frames": datasets.List(datasets.Image(decode=False))})
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "frames.parquet")
     assert len(load(Data(name=str(tmp_path / "frames.parquet")), Image(8, 4))) == 12
+
+
+def test_folders_and_lists_of_sounds(tmp_path):
+    modality, random = Audio(seconds=0.16, mel_bins=16, tile=(8, 4)), np.random.default_rng(0)
+    write(tmp_path, **{f"{c}/{i}.wav": support.sound(random) for c in "ab" for i in range(2)})
+    rows = load(Data(name=str(tmp_path)), modality)
+    assert [modality.read(row["audio"]).length for row in rows.table] == [4000] * 4 and classes(rows) == [*"aabb"]
+    clips = [{"bytes": support.sound(random), "path": None} for _ in range(3)]
+    made = datasets.Dataset.from_list([{"clips": clips, "n": 1}, {"clips": [], "n": 2}, {"clips": clips[:1], "n": 3}])
+    features = {"clips": datasets.List(datasets.Audio(decode=False)), "n": datasets.Value("int64")}
+    made.cast(datasets.Features(features)).to_parquet(tmp_path / "lists.parquet")
+    rows = load(Data(name=str(tmp_path / "lists.parquet")), modality)
+    assert rows.table["n"][:] == [1, 1, 1, 3]
+    assert [modality.read(row["clips"]).length for row in rows.table] == [4000] * 4
 
 
 def test_folders_of_pictures(tmp_path):
