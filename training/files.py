@@ -87,7 +87,9 @@ def sort_out(source: Source, path: Path, modality: Modality) -> tuple[list[File]
         elif documentation(file.base) and not given:
             source.leave("documentation", file.name)
         elif file.suffix in TABLES:
-            if os.path.getsize(file.opens):
+            if file.base.startswith("__"):  # `datasets` would pass it over in silence
+                source.leave("hidden", file.name)
+            elif os.path.getsize(file.opens):
                 tables.append(file)
             else:
                 source.leave("empty", file.name)
@@ -209,7 +211,7 @@ def by_split(source: Source, path: str, files: list[File], containers: bool) -> 
         if "train" in {split_word(name) for name in shards.values()}:  # a set that gives its splits names of its own
             words = {file: words[file] or shards.get(file) for file in files}
     splits = set(words.values()) - {None}
-    if len(files) == 1 or not splits:
+    if not splits or os.path.isfile(os.path.expanduser(path)):  # a file that is named is trained on
         return {"train": files}
     if not containers and (len(splits) == 1 or None in words.values()):
         if len(splits) > 1:

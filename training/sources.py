@@ -90,7 +90,8 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
 
     asked, split = split, split_called(split, list(source.read))
     if split is None:
-        raise UserError(f"data {source.name} has no split {asked!r}; it has {', '.join(source.read)}")
+        known = ", ".join(source.read)
+        raise UserError(f"data {source.name} has no split {asked!r}; it has {known}: name one, --data.split")
     try:
         table = source.read[split]()
     except UserError:
@@ -185,7 +186,9 @@ def _described(rows: Rows) -> str:
 
 def _word(rows: Rows, value: Any) -> str:
     feature = rows.table.features[rows.label]
-    return feature.names[value] if hasattr(feature, "names") and value is not None and value >= 0 else str(value)
+    if value is None or hasattr(feature, "names") and value < 0:
+        return "no label"
+    return feature.names[value] if hasattr(feature, "names") else str(value)
 
 
 def fingerprint(rows: Rows) -> str:
@@ -312,7 +315,8 @@ def _local(path: Path, data: Data, modality: Modality) -> Source:
         if len(pointing) == len(tables):
             source.leave("tables beside the files; to read one, name it", *names(tables))
             return _files(source, samples, about, modality)
-        table = next(t for t in tables if t not in pointing)
+        rest = [t for t in tables if t not in pointing]
+        table = next((t for t in rest if split_word(os.path.splitext(t.base)[0]) == "train"), rest[0])
         raise UserError(
             f"data {path}: tables ({some([t.name for t in tables])}) beside text files "
             f"({some([s.name for s in samples])}): name the one to read, such as --data {path / table.name}, "
@@ -379,8 +383,12 @@ def _nothing(source: Source, path: Path, modality: Modality) -> str:
     kind = name_of_modality(modality)
     looks = [n for n, cls in MODALITIES.items() if n != kind and any(s in cls.suffixes for s in others)]
     hint = f"; its files look like modality {looks[0]}" if looks else ""
-    if any(suffix in ARCHIVES for suffix in others):
+    if any(suffix in ARCHIVES for suffix in others) or any(
+        "archive" in reason for reason, names in left.items() if names
+    ):
         hint += "; extract its archives"
+    elif others and not looks:
+        hint += f"; it reads {', '.join(modality.suffixes[:6])}{', ...' if len(modality.suffixes) > 6 else ''}"
     if empty := left.get("empty"):
         hint += f"; empty: {some(empty)}"
     there = ", ".join(f"{n} {s}" for s, n in others.most_common(5)) or "it is empty"
@@ -432,7 +440,8 @@ def _classes(source: Source, groups: dict[str, list[File]], inner, columns: list
         return {}
     if set(depths) != {1}:
         source.notes.append(
-            f"no labels of folders: class folders hold their files, here they are {min(depths)} to {max(depths)} deep"
+            f"no labels of folders: a class is a folder that holds its files, here they are "
+            f"{' or '.join(map(str, sorted(depths)))} deep"
         )
         return {}
     found = sorted({inner[file][0] for file in first})

@@ -9,7 +9,7 @@ from typing import Any
 from modalities import MODALITIES, Modality
 from modalities.base import bytes_or_path
 from training.errors import UserError, nearest, one_line
-from training.files import TABLES, File, Source, some
+from training.files import TABLES, File, Source, some, walk
 from training.settings import Data
 
 # Only these are looked into whether they hold samples: a column of type Image is no accident, one of strings may be.
@@ -26,7 +26,10 @@ def read_files(source: Source, builder: str, files: list[File]):
         if end == len(files) or settings[end] != settings[begin]:
             parts.append(_read(source, builder, files[begin:end], dict(settings[begin])))
             begin = end
-    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    made = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    if builder == "csv" and (odd := [c for c in made.column_names if len(c) > 40 or c.lstrip("-").isdigit()]):
+        source.notes.append(f"the first row of {files[0].base} is taken for names of columns ({some(odd)})")
+    return made
 
 
 def _read(source: Source, builder: str, files: list[File], settings: dict[str, Any]):
@@ -264,17 +267,31 @@ def _paths(table, column: str, source: Source, split: str):
             f"data {source.name}: column {column!r} holds addresses ({next(v for v in values if v)}), which are not "
             "fetched; download the files, and name their folder"
         )
-    table_folder = os.path.dirname(os.path.join(source.root or "", *(source.files.get(split) or [""])[:1]))
-    tried = list(dict.fromkeys((table_folder, source.root or "")))
+    near = os.path.dirname(os.path.join(source.root or "", *(source.files.get(split) or [""])[:1]))
     sample = [v for v in values[:: max(1, len(values) // 100)] if v]
-    found = {folder: sum(os.path.isfile(os.path.join(folder, v)) for v in sample) for folder in tried}
-    folder = max(tried, key=found.get)
-    if not found[folder]:
-        example = sample[0] if sample else "(all are empty)"
-        raise UserError(
-            f"data {source.name}: column {column!r} of type string names no file that is there: {example}, sought in "
-            f"{' and '.join(tried)}; paths are relative to their table"
+    tried = own = list(dict.fromkeys((near, source.root or "")))
+    if sample and not any(os.path.isfile(os.path.join(folder, v)) for folder in tried for v in sample):
+        # Many sets have their files in a folder of which the table says nothing.
+        tail = os.sep + os.path.normpath(sample[0])
+        tried = own + sorted(
+            {f.opens.removesuffix(tail) for f in walk(near or ".", lambda *_: None) if f.opens.endswith(tail)}
         )
+    found = {folder: sum(os.path.isfile(os.path.join(folder, v)) for v in sample) for folder in tried}
+    there = [folder for folder in tried if found[folder]]
+    if not there or len(there) > 1 and there[0] not in own:
+        example = sample[0] if sample else "all are empty"
+        raise UserError(
+            f"data {source.name}: column {column!r} of type string names "
+            + (
+                f"files of several folders ({', '.join(there)}: {example})"
+                if there
+                else f"no file that is there ({example})"
+            )
+            + f": paths are relative to {near or 'their table'}; or keep one folder of that name below it"
+        )
+    folder = max(there, key=found.get)
+    if folder not in own:
+        source.notes.append(f"the files of column {column!r} were found in {folder}")
     features = datasets.Features({**table.features, column: datasets.Value("string")})
     return table.map(
         lambda rows: {column: [None if v is None else os.path.join(folder, v) for v in rows[column]]},
@@ -286,7 +303,9 @@ def _paths(table, column: str, source: Source, split: str):
 def whole(table, column: str, modality: Modality, data: Data, source: Source):
     """Without rows of text that a reader could not decode; too many of them are refused. Empty cells are counted."""
     if empty := table.data.column(column).null_count if table._indices is None else 0:
-        source.notes.append(f"{empty:,} of {len(table):,} rows have nothing in column {column!r}")
+        csv = any(name.lower().endswith((".csv", ".tsv")) for names in source.files.values() for name in names)
+        why = " (in a csv, words such as NA, null and None mean nothing)" if csv else ""
+        source.notes.append(f"{empty:,} of {len(table):,} rows have nothing in column {column!r}{why}")
     if not holds_lines(modality) or not any("is not UTF-8" in note for note in source.notes):
         return table
     whole = table.filter(lambda rows: ["\ufffd" not in (v or "") for v in rows[column]], batched=True)

@@ -235,6 +235,7 @@ def test_splits_are_words_of_datasets_in_folders(names, splits, tmp_path):
         (["wiki_TRAIN.JSONL", "wiki_valid.jsonl"], {"train": 2, "validation": 2}),
         (["a.jsonl", "b.jsonl"], {"train": 4}),
         (["train/a.jsonl", "dev/test.jsonl"], {"train": 2, "validation": 2}),  # folders go first
+        (["train.jsonl", "test.jsonl", "__train_2.jsonl"], {"train": 2, "test": 2}),
     ],
     ids=str,
 )  # fmt: skip
@@ -277,7 +278,7 @@ def test_a_split_by_any_of_its_words(tmp_path):
         assert len(load(source, Image(8, 4), word)) == 2
     assert len(load(Data(name=str(tmp_path), split="training"), Image(8, 4))) == 3
     for word in ("test", "vall", "extra"):
-        with pytest.raises(UserError, match=f"has no split '{word}'; it has train, validation"):
+        with pytest.raises(UserError, match=f"has no split '{word}'; it has train, validation: name one, --data.split"):
             load(source, Image(8, 4), word)
     assert split_called("val", ["train", "test"]) is None and split_called("eval", ["train", "test"]) == "test"
 
@@ -308,7 +309,7 @@ def test_labels_of_folders_that_disappear_are_said(tmp_path, capsys):
     write(tmp_path, **{"cat/persian": 1, "dog": 1})
     rows, said = read(tmp_path, Image(8, 4), capsys)
     assert len(rows) == 2 and rows.label is None
-    assert "no labels of folders: class folders hold their files, here they are 1 to 2 deep" in said
+    assert "no labels of folders: a class is a folder that holds its files, here they are 1 or 2 deep" in said
 
 
 def test_metadata_anywhere_and_with_any_name_of_its_column(tmp_path, capsys, table):
@@ -365,8 +366,17 @@ def test_tables_of_paths(tmp_path, capsys, monkeypatch):
     assert rows.column == "file" and len(pixels(rows)) == 4 and rows.labels().tolist() == ["a", "b", "a", "b"]
     assert "the only one that names files, paths" in said
     assert pixels(load(Data(name=str(tmp_path / "set/labels.csv"), column="file"), Image(8, 4))) == pixels(rows)
-    with pytest.raises(UserError, match="names no file that is there: pics/000.png, sought in set/tables"):
+    with pytest.raises(
+        UserError, match=r"names no file that is there \(pics/000.png\): paths are relative to set/tables"
+    ):
         load(Data(name="set/tables/inner.csv"), Image(8, 4))
+    # Files in a folder of which the table says nothing, as in Common Voice.
+    write(tmp_path / "voice", **{"clips/a": 2, "t.csv": "path\na/000.png\na/001.png\n"})
+    rows, said = read("voice/t.csv", Image(8, 4), capsys)
+    assert len(pixels(rows)) == 2 and "the files of column 'path' were found in voice/clips" in said
+    write(tmp_path / "voice", **{"other/a": 2})
+    with pytest.raises(UserError, match=r"names files of several folders \(voice/clips, voice/other: a/000.png\)"):
+        load(Data(name="voice/t.csv"), Image(8, 4))
     write(tmp_path, **{"net.csv": "url,label\nhttps://example.org/a.png,1\n"})
     with pytest.raises(UserError, match="holds addresses .*download the files"):
         load(Data(name="net.csv"), Image(8, 4))
@@ -591,3 +601,29 @@ def test_show_says_how_a_source_is_read_and_trains_nothing(tmp_path, capsys, mon
     assert "sample     0: 1.00 s of sound, 16000 Hz in the file [" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="train.py: data nowhere/at/all: no such file or folder"):
         train.main(["--data", "nowhere/at/all", "--show"])
+
+
+def test_rows_that_disappear_are_said(tmp_path, capsys):
+    write(
+        tmp_path,
+        **{
+            "a.csv": "text,label\nNA,1\nword,0\n,1\n",
+            "b.csv": "3,a title of many words that is longer than a name\n4,x\n",
+        },
+    )
+    assert (
+        "2 of 3 rows have nothing in column 'text' (in a csv, words such as NA"
+        in read(tmp_path / "a.csv", Text(), capsys)[1]
+    )
+    assert "first row of b.csv is taken for names of columns (3, a title" in read(tmp_path / "b.csv", Text(), capsys)[1]
+    write(tmp_path / "test", **{"test.csv": "text\nx\n"})
+    assert len(load(Data(name=str(tmp_path / "test" / "test.csv")), Text())) == 1  # named, it is trained on
+    with pytest.raises(UserError, match="has no split 'train'; it has test: name one, --data.split"):
+        load(Data(name=str(tmp_path / "test")), Text())
+    write(tmp_path / "odd", **{"a/1": "x", "b/2": "y"})
+    with pytest.raises(UserError, match=r"reads \(2 no suffix\); it reads .txt, .text, .md"):
+        load(Data(name=str(tmp_path / "odd")), Text())
+    with zipfile.ZipFile(tmp_path / "tables.zip", "w") as archive:
+        archive.writestr("train.csv", "text\nx\n")
+    with pytest.raises(UserError, match=r"reads \(1 .csv\); extract its archives"):
+        load(Data(name=str(tmp_path / "tables.zip")), Text())
