@@ -14,7 +14,7 @@ from typing import Literal
 import yaml
 
 from training.command_line import with_values
-from training.errors import UserError, one_line
+from training.errors import UserError, at_home, one_line, one_line_exit
 
 
 def export(
@@ -174,11 +174,9 @@ def upload(folder: Path, repository: str, private: bool) -> None:
 def main(argv: list[str] | None = None) -> None:
     from jsonargparse import auto_cli
 
-    argv = with_values(sys.argv[1:] if argv is None else argv, ["private"])
-    try:
-        auto_cli(export, args=argv, as_positional=True)
-    except (UserError, ValueError) as error:
-        sys.exit(f"export.py: {one_line(error)}")
+    with one_line_exit("export.py"):
+        argv = with_values(at_home(sys.argv[1:] if argv is None else argv), ["private"])
+        auto_cli(export, args=argv, as_positional=True, exit_on_error=False)
 
 
 if __name__ == "__main__":

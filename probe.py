@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from training.errors import UserError, one_line
+from training.errors import UserError, at_home, one_line_exit
 
 
 def probe(
@@ -134,12 +134,11 @@ def listed(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from jsonargparse import ArgumentError, auto_cli
+    from jsonargparse import auto_cli
 
-    try:
-        auto_cli(probe, args=listed(sys.argv[1:] if argv is None else argv), as_positional=True, exit_on_error=False)
-    except (UserError, ValueError, ArgumentError) as error:
-        sys.exit(f"probe.py: {one_line(error)}")
+    with one_line_exit("probe.py"):
+        argv = listed(at_home(sys.argv[1:] if argv is None else argv))
+        auto_cli(probe, args=argv, as_positional=True, exit_on_error=False)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from training.command_line import from_command_line, read
-from training.errors import UserError, one_line
+from training.errors import explained, one_line_exit, printed_once
 from training.settings import Config
 
 
@@ -30,7 +30,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
     from training.loop import Loop, open_folder
     from training.sources import load, print_once
 
-    try:
+    with explained():
         engine.settings(config.run, int(os.environ.get("WORLD_SIZE", 1)))
         engine.pick_device(config.run)
         log.check(config.run)
@@ -51,9 +51,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
             native.load(family, start, objective)
         device = engine.start(config.run)
         loop = Loop(config, objective, rows, device, resumed)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
-    return loop.train()
+        return loop.train()
 
 
 def show(config: Config | dict[str, Any] | str | os.PathLike) -> None:
@@ -61,10 +59,8 @@ def show(config: Config | dict[str, Any] | str | os.PathLike) -> None:
     from training import sources
 
     config = read(config)
-    try:
+    with explained():
         sources.show(config.data, config.build_modality())
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,18 +69,15 @@ def main(argv: list[str] | None = None) -> None:
     argv = [a for a in argv if not a.startswith("--local_rank")]  # the deepspeed launcher adds it
     config = from_command_line(argv)
     try:
-        if "--show" in argv:
-            show(config)
-        else:
-            pretrain(config)
-    except UserError as error:
-        sys.exit(f"train.py: {one_line(error)}")
+        with one_line_exit("train.py"):
+            show(config) if "--show" in argv else pretrain(config)
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted; the same command continues from the newest checkpoint")
 
 
 if __name__ == "__main__":
-    main()
+    with printed_once():
+        main()
     # All is written and closed. The interpreter's teardown is left out: a thread of gloo's that still lets go of a
     # tensor needs the interpreter, finds it gone, and aborts a run that has succeeded.
     sys.stdout.flush()

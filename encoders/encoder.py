@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modalities.domains import Count, Positive
+
 if TYPE_CHECKING:  # importing it takes half a second
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -39,11 +41,11 @@ class Encoder(nn.Module):
     def preset(
         cls,
         name: str = "tiny",
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        mlp_ratio: float = 4.0,
-        eps: float = 1e-12,
+        width: Count | None = None,
+        depth: Count | None = None,
+        heads: Count | None = None,
+        mlp_ratio: Positive = 4.0,
+        eps: Positive = 1e-12,
     ) -> "Encoder":
         """An encoder of a preset size, any part of which may be overridden.
 

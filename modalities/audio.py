@@ -2,7 +2,7 @@
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from modalities.audio_file import FRAME, RATE, Clip
 from modalities.base import EVALUATION, BadSample, Grid, View, bytes_or_path
+from modalities.domains import Each, NotNegative, Part, Positive, Probability, Within
 from modalities.hashing import generator, mix, uniform
 
 HOP, FFT = 160, 512  # 10 ms between frames, in samples; Kaldi's, as ASTFeatureExtractor has them
@@ -59,21 +60,21 @@ class Audio(Grid):
 
     def __init__(
         self,
-        seconds: float = 10.0,
-        mel_bins: int = 128,
-        tile: tuple[int, int] = (16, 16),
+        seconds: Positive = 10.0,
+        mel_bins: Annotated[int, Within("[4, inf)")] = 128,
+        tile: Annotated[tuple[int, int], Each("[1, inf)")] = (16, 16),
         positions: Literal["fixed", "learned"] = "fixed",
         target: Literal["normalised", "raw", "absolute"] = "normalised",
-        variance_floor: float = 1e-6,
-        roll: float = 0.0,
-        gain: float = 0.0,
-        stretch: float = 0.0,
-        frequency_scale: float = 0.0,
-        time_mask: float = 0.0,
-        frequency_mask: float = 0.0,
-        mixup: float = 0.0,
-        mean: float | None = None,
-        std: float | None = None,
+        variance_floor: NotNegative = 1e-6,
+        roll: Probability = 0.0,
+        gain: NotNegative = 0.0,
+        stretch: Part = 0.0,
+        frequency_scale: Part = 0.0,
+        time_mask: Probability = 0.0,
+        frequency_mask: Probability = 0.0,
+        mixup: Part = 0.0,
+        mean: Annotated[float, Within("(-inf, inf)")] | None = None,
+        std: Positive | None = None,
     ):
         super().__init__()
         height, width = self.tile = tuple(tile)

@@ -73,6 +73,8 @@ class Modality(nn.Module):
     read (`features`), the file suffixes of folders (`suffixes`), and how many tokens stand for no piece (`leads`).
     """
 
+    # Defaults of objectives' options, by dotted name, where this modality's are other ones.
+    defaults: ClassVar[dict[str, Any]] = {}
     leads: ClassVar[int] = 1
     features: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()

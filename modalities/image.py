@@ -5,13 +5,14 @@ import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modalities.base import BadSample, Grid, View, bytes_or_path
+from modalities.domains import Count, Each, NotNegative, Part, Probability, Within
 from modalities.hashing import generator
 
 LOOKED_AT = 32  # rows from which the range of deep pictures is taken
@@ -73,22 +74,22 @@ class Image(Grid):
 
     def __init__(
         self,
-        image_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
+        image_size: Annotated[int | tuple[int, int], Each("[1, inf)")] = 224,
+        patch_size: Count = 16,
         channels: Literal[1, 3, 4] = 3,
         positions: Literal["fixed", "learned"] = "fixed",
         target: Literal["normalised", "raw", "absolute"] = "normalised",
-        variance_floor: float = 1e-6,
-        flip: float = 0.5,
-        rotation: float = 0.0,
-        shift: float = 0.0,
-        zoom: float = 0.0,
-        shear: float = 0.0,
+        variance_floor: NotNegative = 1e-6,
+        flip: Probability = 0.5,
+        rotation: Annotated[float, Within("[0, 180]")] = 0.0,
+        shift: Part = 0.0,
+        zoom: Annotated[float, Within("[0, 9]")] = 0.0,
+        shear: Annotated[float, Within("[0, 9]")] = 0.0,
         augmentation: Literal["light", "simclr", "byol"] = "simclr",
-        mean: float | list[float] = 0.5,
-        std: float | list[float] = 0.5,
-        value_range: tuple[float, float] | None = None,
-        max_pixels: int = 2**30 // 12,
+        mean: Annotated[float | list[float], Each("(-inf, inf)")] = 0.5,
+        std: Annotated[float | list[float], Each("(0, inf)")] = 0.5,
+        value_range: Annotated[tuple[float, float], Within("(-inf, inf)")] | None = None,
+        max_pixels: Count = 2**30 // 12,
     ):
         super().__init__()
         self.extent = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)

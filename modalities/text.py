@@ -4,7 +4,7 @@ import bisect
 import hashlib
 import heapq
 from itertools import chain
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modalities.base import BadSample, Modality, View
+from modalities.domains import Count, Part, Positive, Within
 from modalities.hashing import generator, mix, uniform
 from modalities.positions import Positions
 from modalities.tokenizer import FORMAT, SPECIALS, clean, complete, train
@@ -50,15 +51,15 @@ class Text(Modality):
     def __init__(
         self,
         tokenizer: str | None = None,
-        vocab_size: int | None = None,
-        max_length: int | None = None,
-        max_positions: int | None = None,
-        row_length: int | None = None,
+        vocab_size: Count | None = None,
+        max_length: Annotated[int, Within("[3, inf)")] | None = None,
+        max_positions: Count | None = None,
+        row_length: Count | None = None,
         whole_words: bool = False,
         augmentation: Literal["split", "span"] = "split",
-        deletion: float = 0.0,
-        token_types: int = 1,
-        eps: float = 1e-12,
+        deletion: Part = 0.0,
+        token_types: Count = 1,
+        eps: Positive = 1e-12,
     ):
         super().__init__()
         least = len(SPECIALS) + 256

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from encoders.backbone import Backbone, stack
 from modalities.base import View
+from modalities.domains import Count, Positive, Scale
 from objectives import collectives
 from objectives.base import Batch, Objective
 from objectives.heads import MLPHead
@@ -29,12 +30,12 @@ class SimCLR(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        temperature: float = 0.1,
-        head_hidden: int = 2048,
-        head_out: int = 128,
-        head_layers: int = 2,
+        temperature: Positive = 0.1,
+        head_hidden: Count = 2048,
+        head_out: Count = 128,
+        head_layers: Count = 2,
         head_norm: Literal["batch", "layer"] = "batch",
-        scale: tuple[float, float] = (0.08, 1.0),
+        scale: Scale = (0.08, 1.0),
     ):
         super().__init__(backbone, tuple(View(scale=scale, strength="strong", index=i) for i in range(2)))
         if not temperature > 0:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from encoders.backbone import Backbone, stack
 from modalities.base import View
+from modalities.domains import Count, Positive, Scale
 from objectives.base import Batch, Objective, Progress
 from objectives.heads import MLPHead
 from objectives.teacher import Teacher
@@ -29,12 +30,12 @@ class BYOL(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        half_life: float = 5000.0,
-        head_hidden: int = 4096,
-        head_out: int = 256,
-        head_layers: int = 2,
+        half_life: Positive = 5000.0,
+        head_hidden: Count = 4096,
+        head_out: Count = 256,
+        head_layers: Count = 2,
         head_norm: Literal["batch", "layer"] = "batch",
-        scale: tuple[float, float] = (0.08, 1.0),
+        scale: Scale = (0.08, 1.0),
     ):
         super().__init__(backbone, tuple(View(scale=scale, strength="strong", index=i) for i in range(2)))
         if not half_life > 0:

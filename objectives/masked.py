@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from encoders.backbone import Backbone, keep, pool_pieces
 from encoders.encoder import Encoder
 from modalities.base import View
+from modalities.domains import Count, Scale, Share
 from objectives import collectives, masking
 from objectives.base import Batch, Objective
 
@@ -38,13 +39,13 @@ class MAE(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        mask_ratio: float = 0.75,
-        decoder_width: int = 192,
-        decoder_depth: int = 4,
-        decoder_heads: int | None = None,
+        mask_ratio: Share = 0.75,
+        decoder_width: Count = 192,
+        decoder_depth: Count = 4,
+        decoder_heads: Count | None = None,
         masking: Literal["random", "block", "inverse_block"] = "random",
-        block: int = 3,
-        scale: tuple[float, float] = (0.2, 1.0),
+        block: Count = 3,
+        scale: Scale = (0.2, 1.0),
     ):
         super().__init__(backbone, (View(scale=scale),))
         self.mask_ratio, self.masking, self.block = check_ratio(mask_ratio), masking, block
@@ -108,10 +109,10 @@ class Masked(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        mask_ratio: float = 0.3,
+        mask_ratio: Share = 0.3,
         masking: Literal["random", "block", "inverse_block"] = "random",
-        block: int = 3,
-        scale: tuple[float, float] = (1.0, 1.0),
+        block: Count = 3,
+        scale: Scale = (1.0, 1.0),
     ):
         super().__init__(backbone, (View(scale=scale),))
         self.mask_ratio, self.masking, self.block = check_ratio(mask_ratio), masking, block

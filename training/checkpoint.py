@@ -22,6 +22,8 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from training.settings import plain
+
 PREFIX = "checkpoint-"
 NEEDED = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
 
@@ -109,13 +111,6 @@ def write_aside(file: Path, text: str) -> None:
     aside.write_text(text)
     sync(aside)
     os.replace(aside, file)
-
-
-def plain(value: Any) -> Any:
-    """Tuples to lists, for YAML."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def digest(file: Path) -> str:

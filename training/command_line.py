@@ -21,21 +21,21 @@ from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
 from encoders import Encoder
 from modalities import MODALITIES
 from objectives import OBJECTIVES
-from training.errors import UserError, nearest, one_line
-from training.settings import GROUPS, Config, Data, Run, flatten, without_name
+from training.errors import UserError, nearest, one_line, one_line_exit
+from training.settings import GROUPS, Config, Data, Run, defaults_of, flatten, home, plain, without_name
 
 
 def read(source: "Config | dict | str | os.PathLike", overrides: list[str] | None = None) -> Config:
     """A checked `Config` from one, from a dictionary, or from a YAML file, with command-line overrides."""
     if isinstance(source, Config):
-        return source.check()
-    given = source if isinstance(source, dict) else load_yaml(source)
+        return _parse(unfold(source.stored()), overrides or [], "train.py")
+    given = plain(source) if isinstance(source, dict) else load_yaml(source)
     return _parse(unfold(given), overrides or [], "train.py")
 
 
 def from_command_line(argv: list[str], program: str = "train.py") -> Config:
     """A checked `Config` from command-line arguments; prints one line and exits on a mistake."""
-    try:
+    with one_line_exit(program):
         files, rest = [], []
         arguments = iter(argv)
         for argument in arguments:
@@ -49,12 +49,12 @@ def from_command_line(argv: list[str], program: str = "train.py") -> Config:
         for name in files:
             merge(given, unfold(load_yaml(name)))
         return _parse(given, rest, program)
-    except ValueError as error:
-        sys.exit(f"{program}: {one_line(error)}")
 
 
 def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
     argv = [re.sub(rf"^--({'|'.join(GROUPS)})(?==|$)", r"--\1.name", argument) for argument in argv]
+    stored = given.pop("origin", None)
+    origin = dict(stored or {})
     names = {}
     for group, table in (("modality", MODALITIES), ("objective", OBJECTIVES)):
         asked, filed = peek(argv, f"--{group}.name"), given.get(group, {}).get("name")
@@ -66,23 +66,37 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
     parser = schema(names["modality"], names["objective"], program)
     argv = with_values(argv, [f.name for f in dataclasses.fields(Run) if f.type is bool])
     known = {action.dest for action in parser._actions}
-    for key in flatten(given):
-        if key not in known and not any(key.startswith(f"{whole}.") for whole in ("deepspeed",)):
-            raise UserError(f"no option {key!r}{nearest(key, known)}")
-    for argument in argv:
-        key = argument[2:].split("=")[0]
-        if argument.startswith("--") and key not in known | {"help", "print_config"}:
-            raise UserError(f"no option {argument.split('=')[0]!r}{nearest(key, known, '--')}")
+    usual = plain(defaults_of(names["modality"], names["objective"]))
+    filed = flatten(given)
+    for key in filed:
+        _known(key, known, usual)
+    said = [argument[2:].split("=")[0] for argument in argv if argument.startswith("--")]
+    for key in said:
+        _known(key, known | {"help", "print_config"}, usual, "--")
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             space = parser.parse_args(["--config", yaml.safe_dump(given), *argv] if given else argv)
     except ArgumentError as error:
         raise UserError(one_line(error)) from None
-    values = space.as_dict()
+    values = home(space.as_dict())
     values.pop("config", None)
     groups = {name: values.pop(name) for name in GROUPS}
     run = Run(**{key: value for key, value in values.items() if key in Run.__dataclass_fields__})
-    return Config(run, Data(**groups.pop("data")), **groups).check()
+    # What is not said to come from elsewhere was given, even if it equals the default; a stored configuration says.
+    kept = {k: o for k, o in origin.items() if k in filed}
+    filed = {k for k, v in filed.items() if k not in kept and (stored is None or v != usual.get(k))}
+    origin = kept | dict.fromkeys(filed, "file") | dict.fromkeys((k for k in said if k in usual), "command line")
+    return Config(run, Data(**groups.pop("data")), **groups, origin=origin).check()
+
+
+def _known(key: str, known: set[str], usual: dict[str, Any], dashes: str = "") -> None:
+    """Refuse an option that there is not, and a group of options that was given a value."""
+    within = [k.rpartition(".")[2] for k in usual if k.startswith(f"{key}.")]
+    if key in known - {"config"} and not within:
+        return
+    if within:
+        raise UserError(f"{dashes}{key} is a group of options ({', '.join(within)}): give {dashes}{key}.{within[0]}")
+    raise UserError(f"no option '{dashes}{key}'{nearest(key, known, dashes)}")
 
 
 def schema(modality: str, objective: str, program: str = "train.py") -> ArgumentParser:
@@ -102,21 +116,23 @@ def schema(modality: str, objective: str, program: str = "train.py") -> Argument
     parser.add_method_arguments(Encoder, "preset", "encoder")
     parser.add_argument("--objective.name", choices=list(OBJECTIVES), default=objective, help="what is learned")
     parser.add_class_arguments(OBJECTIVES[objective], "objective", skip={"backbone"})
+    own = {f"objective.{key}": value for key, value in MODALITIES[modality].defaults.items()}
+    parser.set_defaults({key: value for key, value in own.items() if any(a.dest == key for a in parser._actions)})
     return parser
 
 
 def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
-        near = [str(p) for p in Path(__file__).parents[1].glob("configs/*.yaml")]
-        raise UserError(f"no config file {str(path)!r}{nearest(path.name, [Path(p).name for p in near])}")
+        near = [p.name for p in Path(__file__).parents[1].glob("configs/*.yaml")]
+        raise UserError(f"no config file {str(path)!r}{nearest(path.name, near)}")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeError) as error:
         raise UserError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no options (`name: value` lines)")
-    return content
+    return plain(content)
 
 
 def unfold(given: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def open_folder(config: Config) -> tuple[Path, Path | None]:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"output_dir {folder} holds other files; choose an empty or a new one")
     old = yaml.safe_load((folder / "config.yaml").read_text())
-    changed = differences(old, checkpoint.plain(config.to_dict()))
+    changed = differences(old, config.stored())
     before, now = str(old.get("data", {}).get("name")), str(config.data.name)
     if before != now and not changed:
         print_once(f"data {now} takes the place of {before}: the run continues if the content is the same")
@@ -267,7 +267,7 @@ class Loop:
     def _open(self) -> None:
         if self.first_rank:
             self.folder.mkdir(parents=True, exist_ok=True)
-            config = yaml.safe_dump(checkpoint.plain(self.config.to_dict()), sort_keys=False)
+            config = yaml.safe_dump(self.config.stored(), sort_keys=False)
             data = {"name": str(self.config.data.name), "rows": len(self.rows), "fingerprint": self.fingerprint}
             # The configuration first: a folder with other files but without it is taken for somebody else's.
             checkpoint.write_aside(self.folder / "config.yaml", config)
@@ -291,7 +291,7 @@ class Loop:
                 "data": self.fingerprint,
                 "bad": {str(row): why for row, why in self.bad.items()},
             }
-            checkpoint.write(self.folder, self.step, weights, moments, state, self.config.to_dict(), self.modality)
+            checkpoint.write(self.folder, self.step, weights, moments, state, self.config.stored(), self.modality)
             checkpoint.prune(self.folder, self.run.save_total_limit)
         dist.barrier()
 

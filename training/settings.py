@@ -1,18 +1,23 @@
 """The settings of a run: its own, the data's, and those of the three parts that are chosen by name."""
 
 import dataclasses
-import inspect
+import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
 from unittest import mock
 
 import torch
 
 from encoders import Backbone, Encoder
 from modalities import MODALITIES, Image
+from modalities.domains import Count, NotNegative, Number, Part, Positive, Within, build, check, defaults
 from objectives import OBJECTIVES
-from training.errors import UserError
+from training.errors import UserError, one_line
 
+# Where a value may come from, the strongest last. What is in neither is a default.
+CHOSEN = ("checkpoint", "recipe")  # not by the user: they may be overruled
+GIVEN = ("file", "command line")
 GROUPS = ("data", "modality", "encoder", "objective")
 # What a run may change when it continues: none of it moves the sequence of samples or the schedule.
 FREE = {
@@ -70,52 +75,38 @@ class Run:
 
     output_dir: str = "runs/default"
     init_from: str | None = None
-    learning_rate: float = 1.5e-3
-    base_learning_rate: float | None = None
-    per_device_train_batch_size: int = 64
-    gradient_accumulation_steps: int = 1
-    num_train_epochs: float = 100.0
-    max_steps: int = -1
-    warmup_steps: float = 0.05
+    learning_rate: Positive = 1.5e-3
+    base_learning_rate: Positive | None = None
+    per_device_train_batch_size: Count = 64
+    gradient_accumulation_steps: Count = 1
+    num_train_epochs: Positive = 100.0
+    max_steps: Annotated[int, Within("[-1, inf)")] = -1
+    warmup_steps: NotNegative = 0.05
     optim: Literal["adamw_torch", "sgd"] = "adamw_torch"
-    weight_decay: float = 0.05
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
+    weight_decay: NotNegative = 0.05
+    adam_beta1: Part = 0.9
+    adam_beta2: Part = 0.95
+    adam_epsilon: Positive = 1e-8
+    max_grad_norm: NotNegative = 1.0
     bf16: bool = False
     compile: bool = False
     deepspeed: str | dict[str, Any] | None = None
-    seed: int = 42
-    dataloader_num_workers: int = 1
-    logging_steps: int = 10
-    eval_steps: int = 500
-    save_steps: int = 500
-    save_total_limit: int = 2
+    seed: Number = 42
+    dataloader_num_workers: Number = 1
+    logging_steps: Count = 10
+    eval_steps: Number = 500
+    save_steps: Number = 500
+    save_total_limit: Annotated[int, Within("[2, inf)")] = 2
     report_to: str | list[str] = "tensorboard"
     run_name: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self):
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is below 1")
-        for name in ("learning_rate", "base_learning_rate", "num_train_epochs"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise UserError(f"{name} {getattr(self, name)} is not above 0")
-        for name in (
-            "warmup_steps",
-            "weight_decay",
-            "max_grad_norm",
-            "dataloader_num_workers",
-            "eval_steps",
-            "save_steps",
-        ):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name)} is below 0")
-        if self.save_total_limit < 2:
+        said(check, Run, vars(self))
+        if self.warmup_steps > self.max_steps > 0:
             raise UserError(
-                f"save_total_limit {self.save_total_limit}: keep at least 2, lest a damaged one be the last"
+                f"warmup_steps {self.warmup_steps:g} of max_steps {self.max_steps}: the peak is never reached; try "
+                f"{Run.warmup_steps}, a fraction of the run"
             )
         for tracker in self.trackers:
             if tracker not in ("tensorboard", "wandb", "trackio"):
@@ -149,54 +140,101 @@ class Data:
     split: str = "train"
     column: str | None = None
     label_column: str | None = None
-    eval_fraction: float = 0.01
-    max_bad: int | None = None
+    eval_fraction: Part = 0.01
+    max_bad: Number | None = None
 
     def __post_init__(self):
-        if not 0 <= self.eval_fraction < 1:
-            raise UserError(f"data.eval_fraction {self.eval_fraction} is not in [0, 1)")
+        said(check, Data, vars(self), "data.")
+
+
+def said(function, *arguments):
+    """Call what refuses by a `ValueError`; here it is the user's mistake."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 @dataclass
 class Config:
-    """All settings of a run, resolved."""
+    """All settings of a run, resolved, and where each came from: a default, or what `origin` says by dotted name."""
 
     run: Run = field(default_factory=Run)
     data: Data = field(default_factory=Data)
     modality: dict[str, Any] = field(default_factory=lambda: {"name": "image"})
     encoder: dict[str, Any] = field(default_factory=lambda: {"name": "tiny"})
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "mae"})
+    origin: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         groups = {name: dict(getattr(self, name)) for name in GROUPS[1:]}
         return dataclasses.asdict(self.run) | {"data": dataclasses.asdict(self.data)} | groups
 
+    def stored(self) -> dict[str, Any]:
+        """What `config.yaml` holds: all settings, and the origin of those that are no defaults."""
+        return plain(self.to_dict()) | {"origin": dict(self.origin)}
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the user said, by dotted name, also where it equals the default."""
+        flat = flatten(self.to_dict())
+        return {key: flat[key] for key, origin in self.origin.items() if origin in GIVEN and key in flat}
+
     def build_modality(self):
-        return MODALITIES[self.modality["name"]](**without_name(self.modality))
+        return build(MODALITIES[self.modality["name"]], without_name(self.modality), "modality.")
 
     def build_objective(self, modality):
         """The objective with its backbone, initialised from the run's seed."""
         torch.manual_seed(self.run.seed)
-        cls, settings = OBJECTIVES[self.objective["name"]], without_name(self.objective)
-        return cls(Backbone(modality, Encoder.preset(**self.encoder)), **settings)
+        check(Encoder.preset, self.encoder, "encoder.")
+        backbone = Backbone(modality, Encoder.preset(**self.encoder))
+        return build(OBJECTIVES[self.objective["name"]], without_name(self.objective), "objective.", backbone)
 
     def adopt(self, start) -> None:
-        """Take the sizes of a published checkpoint, and its objective's where they were left at their defaults."""
-        self.modality |= start.modality
-        self.encoder |= start.encoder
-        known = inspect.signature(OBJECTIVES[self.objective["name"]]).parameters
-        for name, value in start.objective.items():
-            if name in known and self.objective.get(name, known[name].default) == known[name].default:
-                self.objective[name] = value
+        """Take what a published checkpoint says: its sizes always, its other settings where the user gave none.
+
+        A size that was given and is another one is refused: the user's word is never overruled.
+        """
+        known, free = defaults_of(self.modality["name"], self.objective["name"]), getattr(start, "free", ())
+        for group in GROUPS[1:]:
+            for name, value in getattr(start, group).items():
+                self._adopt(f"{group}.{name}", value, group == "objective" or name in free, known)
+
+    def _adopt(self, key: str, value: Any, free: bool, known: dict[str, Any]) -> None:
+        group, *path = key.split(".")
+        into = getattr(self, group)
+        for part in path[:-1]:
+            into = into.setdefault(part, {})
+        if self.origin.get(key) in GIVEN:
+            if not free and plain(into.get(path[-1])) != plain(value):
+                raise UserError(
+                    f"{key} {plain(into.get(path[-1]))} was given, but init_from {self.run.init_from} has "
+                    f"{plain(value)}, which cannot be changed; leave {key} out"
+                )
+        elif group != "objective" or key in known:
+            into[path[-1]], self.origin[key] = value, "checkpoint"
 
     def check(self) -> "Config":
         """Refuse wrong values before anything heavy: build all but the data's part, without memory."""
         # On the meta device `normal_` alone would import torch's compiler, which takes as long as a refusal may.
-        with torch.device("meta"), mock.patch.object(torch.nn.init, "normal_", lambda tensor, **_: tensor):
-            self.build_modality()
-            # Objectives and the encoder know no modality, so any one serves to check them.
-            self.build_objective(Image(16, 16))
+        try:
+            with torch.device("meta"), mock.patch.object(torch.nn.init, "normal_", lambda tensor, **_: tensor):
+                self.build_modality()
+                # Objectives and the encoder know no modality, so any one serves to check them.
+                self.build_objective(Image(16, 16))
+        except ValueError as error:
+            raise UserError(one_line(error)) from error
         return self
+
+
+def defaults_of(modality: str, objective: str) -> dict[str, Any]:
+    """Defaults of all options by dotted name; a modality's own go before an objective's."""
+    parts = defaults(MODALITIES[modality], "modality.") | defaults(Encoder.preset, "encoder.")
+    wanted = defaults(OBJECTIVES[objective], "objective.")
+    own = {f"objective.{key}": value for key, value in MODALITIES[modality].defaults.items()}
+    names = {"modality.name": modality, "objective.name": objective}
+    runs = defaults(Run) | defaults(Data, "data.")
+    return runs | parts | wanted | {key: value for key, value in own.items() if key in wanted} | names
 
 
 def without_name(group: dict[str, Any]) -> dict[str, Any]:
@@ -207,14 +245,45 @@ def flatten(given: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested -> dotted keys; a dictionary that is a value (`deepspeed`) is kept whole."""
     flat: dict[str, Any] = {}
     for key, value in given.items():
-        if isinstance(value, dict) and prefix + key in GROUPS:
+        if isinstance(value, dict) and (prefix or key in GROUPS):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
 
 
+def plain(value: Any, name: str = "") -> Any:
+    """As YAML has it: tuples and arrays are lists, paths are words. What YAML has no words for is refused by name."""
+    if isinstance(value, dict):
+        return {str(k): plain(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v, name) for v in value]
+    if hasattr(value, "tolist") and not isinstance(value, torch.Tensor):  # numpy's numbers and arrays
+        return plain(value.tolist(), name)
+    if isinstance(value, PurePath):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UserError(f"{name} is a {type(value).__name__}: give a number, a word, a list or a dictionary of these")
+
+
+def home(value: Any) -> Any:
+    """`~` at the head of a word is the home folder, which the shell does not say within `--output_dir=~/runs`."""
+    if isinstance(value, dict):
+        return {key: home(item) for key, item in value.items()}
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Options, other than those that a run may change when it continues, in which two configurations differ."""
-    old, new = flatten(old), flatten(new)
-    return sorted(k for k in old.keys() | new.keys() if k not in FREE and old.get(k) != new.get(k))
+    """Options, other than those that a run may change when it continues, in which two stored configurations differ.
+
+    Compared is what the user gave, then or now. What nobody gave is a default, which another version may have changed.
+    A configuration without origins, of an older version, counts as given whole; an option that it did not know had its
+    default.
+    """
+    given = {key for which in (old, new) for key, origin in which.get("origin", {}).items() if origin in GIVEN}
+    before, now = (flatten({k: v for k, v in which.items() if k != "origin"}) for which in (old, new))
+    if "origin" not in old:
+        given |= before.keys()
+    unsaid = plain(defaults_of(now["modality.name"], now["objective.name"]))
+    return sorted(key for key in given - FREE if before.get(key, unsaid.get(key)) != now.get(key, unsaid.get(key)))
