@@ -172,7 +172,7 @@ def test_so_they_are_with_other_channels_sizes_and_statistics(mode, settings, tm
 
 @pytest.mark.parametrize("mean, std", [([0.5, 0.5], 0.5), (0.5, [0.5] * 4), (0.5, 0.0), (0.5, [0.1, 0.1, -1.0])])
 def test_statistics_that_do_not_fit_are_refused(mean, std, tmp_path):
-    with pytest.raises(ValueError, match="modality.(mean|std).*one for each of 3 channels"):
+    with pytest.raises(ValueError, match="modality.(mean|std)"):
         finished("image", "mae", tmp_path, SQUARE | {"mean": mean, "std": std})
 
 

@@ -276,10 +276,10 @@ TINY += "--device cpu --report_to none".split()
 
 REFUSALS = [
     ("--modality.image_size 30 --modality.patch_size 8", r"image_size 30×30 .*patch_size 8; nearest that is: 32×32"),
-    ("--objective.mask_ratio 1.0", r"objective.mask_ratio 1.0 is not between 0 and 1"),
-    ("--objective.mask_ratio 0", r"mask_ratio 0.* is not between 0 and 1"),
-    ("--objective.mask_ratio=-0.5", r"mask_ratio -0.5 is not between 0 and 1"),
-    ("--objective simclr --objective.temperature 0", r"temperature 0.* is not above 0"),
+    ("--objective.mask_ratio 1.0", r"objective.mask_ratio 1.0 is not in \(0, 1\); try 0.75"),
+    ("--objective.mask_ratio 0", r"mask_ratio 0.* is not in \(0, 1\)"),
+    ("--objective.mask_ratio=-0.5", r"mask_ratio -0.5 is not in \(0, 1\)"),
+    ("--objective simclr --objective.temperature 0", r"temperature 0.* is not in \(0, inf\); try 0.1"),
     ("--learning_rat 1e-3", r"no option '--learning_rat'; did you mean --learning_rate\?"),
     ("--mask_ratio 0.5", r"no option '--mask_ratio'; did you mean --objective.mask_ratio\?"),
     ("--objective.mask_ration 0.5", r"did you mean --objective.mask_ratio\?"),
@@ -289,11 +289,11 @@ REFUSALS = [
     ("--encoder tinny", r"encoder.name 'tinny' is not one of tiny, small"),
     ("--encoder.heads 5", r"width 192 is not a multiple of heads 5"),
     ("--learning_rate fast", r"learning_rate.*fast"),
-    ("--learning_rate -1", r"learning_rate -1.0 is not above 0"),
-    ("--per_device_train_batch_size 0", r"per_device_train_batch_size 0 is below 1"),
-    ("--save_total_limit 1", r"save_total_limit 1: keep at least 2"),
+    ("--learning_rate -1", r"learning_rate -1.0 is not in \(0, inf\); try 0.0015"),
+    ("--per_device_train_batch_size 0", r"per_device_train_batch_size 0 is not in \[1, inf\); try 64"),
+    ("--save_total_limit 1", r"save_total_limit 1 is not in \[2, inf\); try 2"),
     ("--optim adam", r"optim.*adam"),
-    ("--data.eval_fraction 1.5", r"data.eval_fraction 1.5 is not in \[0, 1\)"),
+    ("--data.eval_fraction 1.5", r"data.eval_fraction 1.5 is not in \[0, 1\); try 0.01"),
     ("--report_to mlflow", r"report_to 'mlflow' is not one of"),
     ("--config nowhere.yaml", r"no config file 'nowhere.yaml'"),
     ("pictures", r"pictures"),
@@ -408,7 +408,7 @@ def command_line(*argv, cwd=support.ROOT) -> tuple[int, str, str, float]:
     ("argv", "says"),
     [
         (["--learning_rat", "1"], "did you mean --learning_rate?"),
-        (["--objective.mask_ratio", "2"], "mask_ratio 2.0 is not between"),
+        (["--objective.mask_ratio", "2"], "mask_ratio 2.0 is not in (0, 1); try 0.75"),
     ],
 )
 def test_a_refusal_is_one_line_on_stderr(argv, says, tmp_path):
