@@ -52,7 +52,7 @@ def export(
     if push:
         check_rights(push)
     config, objective, checkpoint = from_run(run)
-    family = family_of(config.modality["name"])
+    family = family_of(config.modality["name"], config.run.family)
     backbone = backbone_of(objective, weights)
     model = family.export(backbone, objective.head if weights == "student" else None)
 

@@ -36,7 +36,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         log.check(config.run)
         start = None
         if config.run.init_from:
-            family, start = native.start_from(config.run.init_from, config.modality["name"])
+            start = native.start_from(config.run.init_from, config.modality["name"])
             config.adopt(start)
             print_once(f"init_from {config.run.init_from}: {start}")
         modality = config.build_modality()
@@ -46,9 +46,9 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
             modality.load(str(resumed / "modality"))
         elif note := modality.fit(rows.table, rows.column):
             print_once(f"data: {note}")
-        objective = config.build_objective(modality)
-        if start is not None and resumed is None:
-            native.load(family, start, objective)
+        objective = config.build_objective(modality, start if resumed is None else None)
+        if resumed is not None:
+            objective.backbone.native = native.Native.load(resumed / "native")
         device = engine.start(config.run)
         loop = Loop(config, objective, rows, device, resumed)
         return loop.train()

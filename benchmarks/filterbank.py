@@ -26,7 +26,6 @@ def main(clips: int = 16, rounds: int = 15, seconds: float = 10.0):
     """
     torch.set_num_threads(1)
     modality = Audio(seconds=seconds, mean=-4.2677393, std=4.5689974)
-    modality.build(8)
     random = np.random.default_rng(0)
     waves = [0.1 * random.standard_normal(int(seconds * RATE), dtype=np.float32) for _ in range(clips)]
     extractor = modality.processor()

@@ -22,12 +22,12 @@ BATCH, SIZE, PATCH, WIDTH, DEPTH, HEADS, DECODER = 16, 224, 16, 384, 12, 6, (192
 
 
 def ours():
-    from encoders import Backbone, Encoder
+    from encoders.native import make
     from modalities import Image
     from objectives import MAE
 
     torch.manual_seed(0)
-    backbone = Backbone(Image(SIZE, PATCH), Encoder(WIDTH, DEPTH, HEADS))
+    backbone = make(Image(SIZE, PATCH), width=WIDTH, depth=DEPTH, heads=HEADS)
     return MAE(backbone, 0.75, DECODER[0], DECODER[1], DECODER[2])
 
 

@@ -20,8 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from encoders import Backbone, Encoder  # noqa: E402
 from encoders.native.roberta import Roberta  # noqa: E402
+
+from encoders.native import make
 from modalities import Text  # noqa: E402
 from objectives import Masked, masking  # noqa: E402
 
@@ -47,7 +48,7 @@ def main() -> None:
     text = Text(vocab_size=args.vocab_size, max_length=args.max_length)
     text.fit(rows, args.column)
     samples = text.samples(rows, args.column)
-    objective = Masked(Backbone(text, Encoder(args.width, args.depth, args.heads)))
+    objective = Masked(make(text, width=args.width, depth=args.depth, heads=args.heads))
     native = Roberta().export(objective.backbone, objective.head).train()
     optimizers = {m: torch.optim.AdamW(m.parameters(), 1e-4) for m in (objective, native)}
     compiled = torch.compile(objective)
@@ -57,7 +58,7 @@ def main() -> None:
     filling = {None: [], 256: []}  # by row_length
 
     def tokens_of(view):
-        return view["data"].shape[0] * (view["data"].shape[1] + view["samples"].shape[1])
+        return view.data.shape[0] * (view.data.shape[1] + view.samples.shape[1])
 
     def step(model, loss):
         loss.backward()

@@ -1,6 +1,24 @@
-"""The shared encoder, and the native classes it is exported to and imported from (`encoders.native`)."""
+"""The shared encoder, its embeddings, and the native classes that it goes to and comes from (`encoders.native`)."""
 
-from encoders.backbone import Backbone, Encoded, keep, pool_leads, pool_pieces, stack
-from encoders.encoder import PRESETS, Encoder
+from encoders.backbone import POOLINGS, Backbone, Encoded, Pooling, pool, pool_pieces, pooled
+from encoders.embeddings import Embedding, GridEmbedding, GridVariant, TokenEmbedding, TokenVariant
+from encoders.encoder import PRESETS, Architecture, Encoder, EncoderSettings
 
-__all__ = ["PRESETS", "Backbone", "Encoded", "Encoder", "keep", "pool_leads", "pool_pieces", "stack"]
+__all__ = [
+    "POOLINGS",
+    "PRESETS",
+    "Architecture",
+    "Backbone",
+    "Embedding",
+    "Encoded",
+    "Encoder",
+    "EncoderSettings",
+    "GridEmbedding",
+    "GridVariant",
+    "Pooling",
+    "TokenEmbedding",
+    "TokenVariant",
+    "pool",
+    "pool_pieces",
+    "pooled",
+]

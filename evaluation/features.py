@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from encoders.backbone import Backbone, pool_leads, pool_pieces
+from encoders.backbone import Backbone, pool, pool_pieces
 from modalities import EVALUATION
 from training.loader import Samples, loader
 from training.sources import Rows
@@ -28,10 +28,11 @@ def extract(
     parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in POOLINGS}
     bad: list[int] = []
     for made in loader(samples, batches, workers, device):
-        view = modality.prepare({k: v.to(device) for k, v in made["views"][0].items()})
+        view = modality.prepare(made["views"][0].to(device))
         encoded = backbone.encode(view)
-        for pooling, pool in zip(POOLINGS, (pool_leads, pool_pieces), strict=True):
-            parts[pooling].append(pool(encoded, view).float().cpu().numpy())
+        vectors = (pool(encoded, view, backbone.pooling), pool_pieces(encoded, view))
+        for pooling, vector in zip(POOLINGS, vectors, strict=True):
+            parts[pooling].append(vector.float().cpu().numpy())
         bad += made["bad"]
     good = np.setdiff1d(np.arange(len(table)), bad)
     row, index = np.unique(owner[good], return_inverse=True)

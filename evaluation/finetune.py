@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from encoders.backbone import Backbone, pool_leads, pool_pieces
-from modalities import EVALUATION, View
+from encoders.backbone import Backbone, pool
+from modalities import EVALUATION, ViewSpec
 from modalities.hashing import mix
 from training.sources import Rows
 
@@ -33,13 +33,13 @@ def finetune(
     modality = backbone.modality
     torch.manual_seed(mix(seed, 0xF17E))
     classes = int(max(labels.max(), test_labels.max())) + 1
-    head = nn.Linear(backbone.width, classes)
+    head = nn.Linear(backbone.pooled_width if pooling == "native" else backbone.width, classes)
     nn.init.trunc_normal_(head.weight, std=0.02)
     model = nn.ModuleList([backbone, head]).train()
-    pool = {"mean": pool_pieces, "native": pool_leads}[pooling]
+    pooling = {"mean": "pieces", "native": backbone.pooling}[pooling]
 
     def logits(view):
-        return head(pool(backbone.encode(view), view))
+        return head(pool(backbone.encode(view), view, pooling))
 
     owner, cells = _samples(train)
     batch = min(batch, len(cells))
@@ -47,7 +47,7 @@ def finetune(
     steps = max(1, samples // batch)
     random = np.random.RandomState(seed)
     order = np.concatenate([random.permutation(len(cells)) for _ in range(math.ceil(steps * batch / len(cells)))])
-    view = View(scale=scale)
+    view = ViewSpec(scale=scale)
     for step in range(steps):
         index = order[step * batch : (step + 1) * batch]
         seeds = [mix(seed, step, int(i)) for i in index]

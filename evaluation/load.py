@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from encoders.backbone import Backbone
+from encoders.native import Native
 from training import checkpoint
 from training.command_line import load_yaml, read
 from training.errors import UserError
@@ -31,6 +32,7 @@ def from_run(folder: str | Path) -> tuple[Config, object, Path]:
     modality = config.build_modality()
     modality.load(str(found / "modality"))
     objective = config.build_objective(modality)
+    objective.backbone.native = Native.load(found / "native")
     weights, held = load_file(found / "model.safetensors"), dict(objective.named_parameters())
     held |= dict(objective.named_buffers())
     if held.keys() != weights.keys():

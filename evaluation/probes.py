@@ -62,5 +62,5 @@ def plain_features(rows) -> np.ndarray:
     for at in range(0, len(rows), 250):
         made = samples.__getitems__([(0, i) for i in range(at, min(at + 250, len(rows)))])
         view = rows.modality.prepare(made["views"][0])
-        parts.append(torch.as_tensor(view["data"]).flatten(1).float().numpy())
+        parts.append(torch.as_tensor(view.data).flatten(1).float().numpy())
     return np.concatenate(parts)

@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from modalities.audio_file import FRAME, RATE, Clip
-from modalities.base import EVALUATION, BadSample, Grid, View, bytes_or_path
+from modalities.base import BadSample, Grid, bytes_or_path
 from modalities.domains import Each, NotNegative, Part, Positive, Probability, Within
 from modalities.hashing import generator, mix, uniform
+from modalities.view import EVALUATION, View, ViewSpec
 
 HOP, FFT = 160, 512  # 10 ms between frames, in samples; Kaldi's, as ASTFeatureExtractor has them
 FLOOR = torch.finfo(torch.float32).eps  # of a mel energy, before the logarithm
@@ -50,7 +50,6 @@ class Audio(Grid):
         std: their deviation; values are divided by twice it. Default: computed from training rows.
     """
 
-    leads = 2
     features = ("Audio",)
     # Also those that libsndfile cannot decode, so that they are counted and named, not passed over in silence.
     suffixes = tuple(
@@ -76,8 +75,7 @@ class Audio(Grid):
         mean: Annotated[float, Within("(-inf, inf)")] | None = None,
         std: Positive | None = None,
     ):
-        super().__init__()
-        height, width = self.tile = tuple(tile)
+        height, width = self.tile = self.stride = tuple(tile)
         if height < 1 or mel_bins < 4 or mel_bins % height:
             nearest = max(1, round(mel_bins / max(height, 1))) * max(height, 1)
             raise ValueError(
@@ -110,9 +108,6 @@ class Audio(Grid):
     def scaled(self, size: float) -> tuple[int, int]:
         """A smaller view is shorter; it has all frequencies."""
         return self.grid[0], max(1, round(self.grid[1] * size))
-
-    def expect(self, views: tuple[View, ...]) -> None:
-        """A shorter view lies at the head of the window, so it needs no places of its own."""
 
     def fit(self, rows, column: str) -> None:
         """Mean and deviation of the log-mel values of some rows, without padding, where the settings give none."""
@@ -169,21 +164,21 @@ class Audio(Grid):
         clip = self.read(cell)
         return f"{clip.length / RATE:.2f} s of sound, {clip.rate} Hz in the file"
 
-    def view(self, sample: Clip, view: View, seed: int) -> dict[str, Tensor]:
+    def view(self, sample: Clip, spec: ViewSpec, seed: int) -> dict[str, Tensor]:
         """`data [s]` the waveform, padded; `valid_frames` without padding; what to do on the device, if anything."""
-        if view.strength == "none":
+        if spec.strength == "none":
             wave = sample.window(max(0, sample.length - self.window) // 2, self.window)
             return padded(wave, self.window)
         # All views of a long file are of one window: two hours hold much that is no positive pair.
         start = int(uniform(seed, SALT) * (max(0, sample.length - self.window) + 1))
         wave = sample.window(start, self.window)
-        random = generator(seed, view.index, 1)
-        room = samples(self.scaled(view.size)[1] * self.tile[1])
-        length = min(room, max(FRAME, round(len(wave) * random.uniform(*view.scale))), len(wave))
+        random = generator(seed, spec.index, 1)
+        room = samples(self.scaled(spec.size)[1] * self.tile[1])
+        length = min(room, max(FRAME, round(len(wave) * random.uniform(*spec.scale))), len(wave))
         start = int(random.integers(0, len(wave) - length + 1))
         wave = np.roll(wave[start : start + length], round(random.uniform(-1, 1) * self.roll * length))
         wave = wave * np.float32(math.exp(random.uniform(-1, 1) * self.gain / 2))
-        strong = view.strength == "strong"
+        strong = spec.strength == "strong"
         speed, pitch = np.exp(random.uniform(-1, 1, 2) * np.log1p([self.stretch, self.frequency_scale]))
         share, *masks = random.random(5) * strong * [self.mixup, self.time_mask, 1, self.frequency_mask, 1]
         partner = random.integers(1 << 24)  # exact in float32
@@ -191,25 +186,21 @@ class Audio(Grid):
         return padded(wave, room) | {"warp": warp}
 
     @torch.no_grad()
-    def prepare(self, view: dict[str, Tensor]) -> dict[str, Tensor]:
+    def prepare(self, view: View) -> View:
         """Waveforms `[B s]` -> tiles. The order of operations is the native extractor's, so results are equal."""
         mean, std = self.statistics
-        valid = view["valid_frames"]
-        with torch.autocast(view["data"].device.type, enabled=False):
-            values = filterbank(view["data"], self.mel_bins)
-            if "warp" in view:
-                values, valid = self.warp(values, valid, view["warp"], view["seed"])
+        valid = view.valid_frames
+        with torch.autocast(view.data.device.type, enabled=False):
+            values = filterbank(view.data, self.mel_bins)
+            if view.warp is not None:
+                values, valid = self.warp(values, valid, view.warp, view.seed)
         values = values.mul_(before(valid, values)).sub_(mean).div_(std * 2)  # padded with 0 before it is normalised
-        if "warp" in view:
-            values = self.blank(values, view["warp"])
-        data = rearrange(values, "b (x w) (y h) -> b (y x) (h w)", h=self.tile[0], w=self.tile[1])
-        axes = (values.shape[2] // self.tile[0], values.shape[1] // self.tile[1])
-        position = torch.cartesian_prod(*(torch.arange(a, device=data.device) for a in axes))[None]
-        return {k: v for k, v in view.items() if k != "warp"} | {
-            "data": data,
-            "position": position,
-            "valid_frames": valid,
-        }
+        if view.warp is not None:
+            values = self.blank(values, view.warp)
+        made = view.replace(valid_frames=valid, warp=None, **self.cut(values.transpose(1, 2)[:, None]))
+        # Tiles without padding, and at least the first of each band.
+        columns = ((valid - self.tile[1]) // self.stride[1] + 1).clamp(min=1)
+        return made.replace(ordinary=made.position[..., 1] < columns[:, None])
 
     def warp(self, values: Float[Tensor, "b f m"], valid: Tensor, warp: Float[Tensor, "b 8"], seed: Tensor):
         """Change duration and pitch, then mix in another clip; the new values, and how many frames are valid."""
@@ -234,11 +225,6 @@ class Audio(Grid):
         band = torch.arange(values.shape[2], device=values.device) / values.shape[2] - low * (1 - wide)
         hit = ((time >= 0) & (time < long))[:, :, None] | ((band >= 0) & (band < wide))[:, None, :]
         return values.masked_fill(hit, 0.0)
-
-    def hideable(self, view: dict[str, Tensor]) -> Bool[Tensor, "r n"]:
-        """Tiles without padding, and at least the first of each band."""
-        columns = (view["valid_frames"] // self.tile[1]).clamp(min=1)
-        return view["position"][..., 1] < columns[:, None]
 
 
 def samples(frames: int) -> int:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modalities.base import BadSample, Grid, View, bytes_or_path
+from modalities.base import BadSample, Grid, bytes_or_path
 from modalities.domains import Count, Each, NotNegative, Part, Probability, Within
 from modalities.hashing import generator
+from modalities.view import View, ViewSpec
 
 LOOKED_AT = 32  # rows from which the range of deep pictures is taken
 TURNS = (None, None, *"FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split())
@@ -68,7 +69,6 @@ class Image(Grid):
         max_pixels: pixels of a picture at most; one with more is not read, for it may be an attack on the memory.
     """
 
-    leads = 1
     features = ("Image",)
     suffixes = tuple(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .ico .tga".split())
 
@@ -91,7 +91,6 @@ class Image(Grid):
         value_range: Annotated[tuple[float, float], Within("(-inf, inf)")] | None = None,
         max_pixels: Count = 2**30 // 12,
     ):
-        super().__init__()
         self.extent = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if patch_size < 1 or any(side < 1 or side % patch_size for side in self.extent):
             size = "×".join(map(str, self.extent))
@@ -100,7 +99,7 @@ class Image(Grid):
                 f"modality.image_size {size} is not a multiple of modality.patch_size {patch_size}; "
                 f"nearest that is: {nearest}"
             )
-        self.tile = (patch_size, patch_size)
+        self.tile = self.stride = (patch_size, patch_size)
         self.channels = channels
         self.learned_positions = positions == "learned"
         self.target, self.variance_floor = target, variance_floor
@@ -230,14 +229,14 @@ class Image(Grid):
         picture = self.read(cell)
         return f"a picture of {picture.width}×{picture.height}, {picture.mode}"
 
-    def view(self, sample, view: View, seed: int) -> dict[str, Tensor]:
-        if view.strength == "none":
+    def view(self, sample, spec: ViewSpec, seed: int) -> dict[str, Tensor]:
+        if spec.strength == "none":
             return {"data": self._evaluation(sample)}
         from PIL import Image as pillow
 
-        random = generator(seed, view.index, 1)
-        height, width = (g * t for g, t in zip(self.scaled(view.size), self.tile, strict=True))
-        box = crop(sample.height, sample.width, view.scale, random)
+        random = generator(seed, spec.index, 1)
+        height, width = (g * t for g, t in zip(self.scaled(spec.size), self.tile, strict=True))
+        box = crop(sample.height, sample.width, spec.scale, random)
         if (sample.height, sample.width) != (height, width) or box != (0, 0, sample.width, sample.height):
             # Reading at a coarser scale first is invisible at 3 times the size, and faster on large pictures.
             gap = 3.0 if box[2] - box[0] > 6 * width else None
@@ -246,9 +245,9 @@ class Image(Grid):
             sample = self._affine(sample, random)
         if random.random() < self.flip:
             sample = sample.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
-        if view.strength == "strong":
+        if spec.strength == "strong":
             views = AUGMENTATIONS[self.augmentation]
-            sample = distort(sample, views[min(view.index, len(views) - 1)], random)
+            sample = distort(sample, views[min(spec.index, len(views) - 1)], random)
         return {"data": tensor(sample)}
 
     def _evaluation(self, sample) -> Tensor:
@@ -273,13 +272,13 @@ class Image(Grid):
         )
 
     @torch.no_grad()
-    def prepare(self, view: dict[str, Tensor]) -> dict[str, Tensor]:
+    def prepare(self, view: View) -> View:
         """Bytes `[B c h w]` -> patches. The order of operations is the native processor's, so results are equal."""
         mean, std = (  # filled on the device: a copy from the host would wait for it
-            torch.stack([torch.full((1, 1), value, device=view["data"].device) for value in each]) * (1 / (1 / 255))
+            torch.stack([torch.full((1, 1), value, device=view.data.device) for value in each]) * (1 / (1 / 255))
             for each in (self.mean, self.std)
         )
-        return view | self.cut(view["data"].float().sub_(mean).div_(std))
+        return view.replace(**self.cut(view.data.float().sub_(mean).div_(std)))
 
 
 def small_jpeg(data: bytes):

@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from modalities.base import BadSample, Modality, View
-from modalities.domains import Count, Part, Positive, Within
+from modalities.base import BadSample, Modality
+from modalities.domains import Count, Part, Within
 from modalities.hashing import generator, mix, uniform
-from modalities.positions import Positions
 from modalities.tokenizer import FORMAT, SPECIALS, clean, complete, train
+from modalities.view import View, ViewSpec
 
 SPLIT, SPAN, DELETE = 1, 2, 3  # what a view's random numbers are for
 
@@ -39,14 +39,12 @@ class Text(Modality):
         augmentation: strong views: `split` gives each token to one of two disjoint views (`scale` is not used); `span`
             keeps a random run of words, of a length in `scale`.
         deletion: probability with which a strong view leaves out each of its tokens.
-        token_types: rows of the token type table, of which the first is used; some published checkpoints have 2.
-        eps: epsilon of the embedding's LayerNorm; the native class has the same in the encoder.
+        token_types: rows of the token type table, of which the first is used. Default: the family's.
     """
 
-    leads = 1
+    leads = 1  # of a text: the first token
     features = ("string", "large_string")
     suffixes = (".txt", ".text", ".md")
-    no_decay = ("positions.weight",)
 
     def __init__(
         self,
@@ -58,10 +56,8 @@ class Text(Modality):
         whole_words: bool = False,
         augmentation: Literal["split", "span"] = "split",
         deletion: Part = 0.0,
-        token_types: Count = 1,
-        eps: Positive = 1e-12,
+        token_types: Count | None = None,
     ):
-        super().__init__()
         least = len(SPECIALS) + 256
         if tokenizer is None and vocab_size is not None and vocab_size < least:
             raise ValueError(f"modality.vocab_size {vocab_size}: a byte-level tokenizer has at least {least}; try 8192")
@@ -82,7 +78,7 @@ class Text(Modality):
         self.max_length, self.max_positions = max_length, max_positions or max_length
         self.row_length = row_length
         self.whole_words, self.augmentation, self.deletion = whole_words, augmentation, deletion
-        self.token_types, self.eps = token_types, eps
+        self.token_types = token_types
         self.tokenizer = None
         self.ignored = 0  # blank documents among the rows that `samples` was last given
 
@@ -104,8 +100,11 @@ class Text(Modality):
         self.first, self.last, self.padding, self.mask = (
             getattr(tokenizer, f"{role}_token_id") for role in ("cls", "sep", "pad", "mask")
         )
-        self.words_known = len(tokenizer)
         self.rows = max(len(tokenizer), self.vocab_size or 0) if self.named else len(tokenizer)
+        self.special = torch.zeros(self.rows, dtype=torch.bool)  # True for ids that are no text
+        self.special[tokenizer.all_special_ids] = True
+        self.special[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
+        self.choice = (~self.special[: len(tokenizer)]).nonzero()[:, 0]  # ids that may replace another at random
 
     def processor(self):
         if self.tokenizer is None:
@@ -155,16 +154,16 @@ class Text(Modality):
         text = clean(cell)
         return f"{len(text):,} characters, {text[:80]!r}{' ...' if len(text) > 80 else ''}"
 
-    def view(self, sample: dict[str, np.ndarray], view: View, seed: int) -> dict[str, Tensor]:
+    def view(self, sample: dict[str, np.ndarray], spec: ViewSpec, seed: int) -> dict[str, Tensor]:
         """The tokens that the view keeps, then `</s>`; `identity` is a hash of all of the window's."""
         ids, starts = sample["ids"], sample["starts"]
         kept = np.arange(len(ids))
-        if view.strength == "strong" and self.augmentation == "split":
-            kept = kept[half(len(ids), view.index % 2, generator(seed, view.index // 2, SPLIT))]
-        elif view.strength != "none" and tuple(view.scale) != (1.0, 1.0):
-            kept = span(starts, view.scale, generator(seed, view.index, SPAN))
-        if view.strength == "strong" and self.deletion:
-            draw = generator(seed, view.index, DELETE).random(len(kept))
+        if spec.strength == "strong" and self.augmentation == "split":
+            kept = kept[half(len(ids), spec.index % 2, generator(seed, spec.index // 2, SPLIT))]
+        elif spec.strength != "none" and tuple(spec.scale) != (1.0, 1.0):
+            kept = span(starts, spec.scale, generator(seed, spec.index, SPAN))
+        if spec.strength == "strong" and self.deletion:
+            draw = generator(seed, spec.index, DELETE).random(len(kept))
             kept = kept[(draw >= self.deletion) | (draw == draw.max())]
         identity = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little", signed=True)
         made = {"data": torch.from_numpy(np.append(ids[kept], self.last)), "identity": torch.tensor(identity)}
@@ -173,7 +172,7 @@ class Text(Modality):
             made["group"] = torch.from_numpy(np.append(word[kept], word[-1] + 1))
         return made
 
-    def collate(self, samples: list[dict[str, Tensor]], seed: Int[Tensor, "b"]) -> dict[str, Tensor]:
+    def collate(self, samples: list[dict[str, Tensor]], seed: Int[Tensor, "b"]) -> View:
         """Pack the samples into rows: of about equal length, or of `row_length` tokens with their leads."""
         lengths = [len(s["data"]) for s in samples]
         if self.row_length is None:
@@ -196,86 +195,26 @@ class Text(Modality):
                 packed["samples"][r, slot] = i + 1
                 start += lengths[i]
         packed["position"] = packed["position"][..., None]
-        return packed | {"seed": seed, "identity": torch.stack([s["identity"] for s in samples])}
+        return View(seed=seed, identity=torch.stack([s["identity"] for s in samples]), **packed)
 
-    def build(self, width: int) -> None:
-        """Word, position and token type tables, as RoBERTa's: places are counted from the one after the padding's."""
-        tokenizer = self.processor()
-        self.words = nn.Embedding(self.rows, width, padding_idx=self.padding)
-        self.positions = nn.Embedding(self.padding + 1 + self.max_positions, width, padding_idx=self.padding)
-        self.types = nn.Embedding(self.token_types, width)
-        self.norm = nn.LayerNorm(width, self.eps)
-        special = torch.zeros(self.rows, dtype=torch.bool)
-        special[tokenizer.all_special_ids] = True
-        special[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
-        self.register_buffer("special", special, persistent=False)
-        self.register_buffer("ordinary", (~special[: self.words_known]).nonzero()[:, 0], persistent=False)
-        self.register_buffer("first_id", torch.tensor([[self.first]]), persistent=False)
-        self.register_buffer("mask_id", torch.tensor(self.mask), persistent=False)
-        self.reset_parameters()
+    @torch.no_grad()
+    def prepare(self, view: View) -> View:
+        """Tells which tokens are ordinary. The tables go to the view's device once."""
+        if self.special.device != view.data.device:
+            self.special, self.choice = self.special.to(view.data.device), self.choice.to(view.data.device)
+        return view.replace(ordinary=~self.special[view.data] & (view.segment > 0))
 
-    def reset_parameters(self) -> None:
-        """Normal (0.02), as RoBERTa; the padding's rows are zero and stay so in sums of embeddings."""
-        for table in (self.words, self.positions, self.types):
-            nn.init.normal_(table.weight, std=0.02)
-            if table.padding_idx is not None:
-                nn.init.zeros_(table.weight[table.padding_idx])
-        self.norm.reset_parameters()
-
-    @property
-    def hidden(self) -> Float[Tensor, "d"]:
-        return self.words(self.mask_id)
-
-    def lead(self) -> Float[Tensor, "l d"]:
-        before = torch.full_like(self.first_id, -1)  # its place is the one before the first piece's
-        return self.join(self.content(self.first_id), self.place(before[..., None]))[0]
-
-    def content(self, data: Int[Tensor, "r n"]) -> Float[Tensor, "r n d"]:
-        return self.words(data)
-
-    def place(self, position: Int[Tensor, "r n a"]) -> Float[Tensor, "r n d"]:
-        return self.positions(position[..., 0] + (self.padding + 2))
-
-    def join(self, content: Float[Tensor, "r n d"], place: Float[Tensor, "_ n d"]) -> Float[Tensor, "r n d"]:
-        return self.norm(content + self.types(torch.zeros_like(self.mask_id)) + place)
-
-    def places(self, width: int) -> nn.Module:
-        return Positions((self.max_positions,), width)
-
-    def hideable(self, view: dict[str, Tensor]) -> Bool[Tensor, "r n"]:
-        ordinary = ~self.special[view["data"]]
-        return ordinary & (view["segment"] > 0) if "segment" in view else ordinary
-
-    def droppable(self, view: dict[str, Tensor]) -> Bool[Tensor, "r n"]:
+    def droppable(self, view: View) -> Bool[Tensor, "r n"]:
         return self.hideable(view)
 
     def corrupt(self, data: Int[Tensor, "r n"], hide: Bool[Tensor, "r n"], seed: Int[Tensor, "r n"]):
         """Of the chosen, 80 % become the mask token, 10 % a random token, 10 % stay (BERT, Devlin et al. 2019)."""
         draw = uniform(seed, 1)
-        other = self.ordinary[mix(seed, 2, data) % len(self.ordinary)]
+        other = self.choice[mix(seed, 2, data) % len(self.choice)]
         return torch.where(hide & (draw >= 0.8) & (draw < 0.9), other, data), hide & (draw < 0.8)
-
-    def head(self, width: int) -> nn.Module:
-        return LMHead(width, self.words, self.eps)
 
     def error(self, guess: Float[Tensor, "h v"], data: Int[Tensor, "h"]) -> Float[Tensor, "h"]:
         return F.cross_entropy(guess.float(), data, reduction="none")
-
-
-class LMHead(nn.Module):
-    """RoBERTa's: dense, GELU, LayerNorm, then the word embedding itself as the last matrix."""
-
-    def __init__(self, width: int, words: nn.Embedding, eps: float):
-        super().__init__()
-        self.dense = nn.Linear(width, words.embedding_dim)
-        self.norm = nn.LayerNorm(words.embedding_dim, eps)
-        self.weight = words.weight  # the same parameter
-        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
-        nn.init.normal_(self.dense.weight, std=0.02)
-        nn.init.zeros_(self.dense.bias)
-
-    def forward(self, x: Float[Tensor, "*h w"]) -> Float[Tensor, "*h v"]:
-        return F.linear(self.norm(F.gelu(self.dense(x))), self.weight, self.bias)
 
 
 def half(length: int, which: int, random: np.random.Generator) -> Bool[np.ndarray, "n"]:

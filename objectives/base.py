@@ -5,9 +5,9 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from encoders.backbone import Backbone
-from modalities.base import View
+from modalities.view import View, ViewSpec
 
-Batch = list[dict[str, Tensor]]  # one dict a view, as `modalities.base` describes it
+Batch = list[View]  # one a view that the objective asked for
 
 
 class Progress(NamedTuple):
@@ -43,11 +43,10 @@ class Objective(nn.Module):
 
     extras: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, backbone: Backbone, views: tuple[View, ...]):
+    def __init__(self, backbone: Backbone, views: tuple[ViewSpec, ...]):
         super().__init__()
         self.backbone = backbone
         self.views = views
-        backbone.modality.expect(views)
         self.head: nn.Module | None = None  # on the encoder's own pieces; the native class carries it, if it can
 
     def represent(self, views: Batch) -> dict[str, Tensor]:
@@ -60,6 +59,10 @@ class Objective(nn.Module):
 
     def forward(self, views: Batch) -> dict[str, Any]:
         return self.compare(self.represent(views))
+
+    def before_step(self, progress: Progress) -> None:
+        """Set what depends on how far training is: temperatures, a frozen layer. Called before a step's forwards, and
+        before those of an evaluation."""
 
     def after_step(self, extras: list[dict[str, Tensor]], progress: Progress) -> None:
         """Move what the optimizer does not: teacher, centre, queue.

@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders.backbone import Backbone, stack
-from modalities.base import View
+from encoders.backbone import Backbone, pooled
 from modalities.domains import Count, Positive, Scale
+from modalities.view import ViewSpec
 from objectives import collectives
 from objectives.base import Batch, Objective
 from objectives.heads import MLPHead
@@ -37,15 +37,14 @@ class SimCLR(Objective):
         head_norm: Literal["batch", "layer"] = "batch",
         scale: Scale = (0.08, 1.0),
     ):
-        super().__init__(backbone, tuple(View(scale=scale, strength="strong", index=i) for i in range(2)))
+        super().__init__(backbone, tuple(ViewSpec(scale=scale, strength="strong", index=i) for i in range(2)))
         if not temperature > 0:
             raise ValueError(f"objective.temperature {temperature} is not above 0; try 0.1")
         self.temperature = temperature
-        self.projector = MLPHead(backbone.width, head_hidden, head_out, head_layers, head_norm)
+        self.projector = MLPHead(backbone.pooled_width, head_hidden, head_out, head_layers, head_norm)
 
     def represent(self, views: Batch) -> dict[str, Tensor]:
-        pooled = self.backbone(stack(views)).unflatten(0, (len(views), -1))
-        return {"pooled": pooled, "identity": views[0]["identity"]}
+        return {"pooled": pooled(self.backbone, views), "identity": views[0].identity}
 
     def compare(self, z: dict[str, Tensor]) -> dict[str, Tensor]:
         first, second = self.projector(z["pooled"]).unbind(0)

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders.backbone import Backbone, stack
-from modalities.base import View
+from encoders.backbone import Backbone, pooled
 from modalities.domains import Count, Positive, Scale
+from modalities.view import ViewSpec
 from objectives.base import Batch, Objective, Progress
 from objectives.heads import MLPHead
 from objectives.teacher import Teacher
@@ -37,18 +37,17 @@ class BYOL(Objective):
         head_norm: Literal["batch", "layer"] = "batch",
         scale: Scale = (0.08, 1.0),
     ):
-        super().__init__(backbone, tuple(View(scale=scale, strength="strong", index=i) for i in range(2)))
+        super().__init__(backbone, tuple(ViewSpec(scale=scale, strength="strong", index=i) for i in range(2)))
         if not half_life > 0:
             raise ValueError(f"objective.half_life {half_life} is not above 0; try 5000")
-        self.projector = MLPHead(backbone.width, head_hidden, head_out, head_layers, head_norm)
+        self.projector = MLPHead(backbone.pooled_width, head_hidden, head_out, head_layers, head_norm)
         self.predictor = MLPHead(head_out, head_hidden, head_out, 2, head_norm)
         self.teacher = Teacher(backbone, self.projector, half_life=half_life)
 
     def represent(self, views: Batch) -> dict[str, Tensor]:
-        both, count = stack(views), len(views)
         with torch.no_grad():
-            target = self.teacher[0](both).unflatten(0, (count, -1))
-        return {"student": self.backbone(both).unflatten(0, (count, -1)), "teacher": target}
+            target = pooled(self.teacher[0], views)
+        return {"student": pooled(self.backbone, views), "teacher": target}
 
     def compare(self, z: dict[str, Tensor]) -> dict[str, Tensor]:
         guess = self.predictor(self.projector(z["student"]))

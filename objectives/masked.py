@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from encoders.backbone import Backbone, keep, pool_pieces
-from encoders.encoder import Encoder
-from modalities.base import View
+from encoders.backbone import Backbone, pool_pieces
+from encoders.encoder import Architecture, Encoder
 from modalities.domains import Count, Scale, Share
+from modalities.view import View, ViewSpec
 from objectives import collectives, masking
 from objectives.base import Batch, Objective
 
@@ -47,15 +47,22 @@ class MAE(Objective):
         block: Count = 3,
         scale: Scale = (0.2, 1.0),
     ):
-        super().__init__(backbone, (View(scale=scale),))
+        super().__init__(backbone, (ViewSpec(scale=scale),))
         self.mask_ratio, self.masking, self.block = check_ratio(mask_ratio), masking, block
-        encoder, modality = backbone.encoder, backbone.modality
-        heads = decoder_heads or max(1, decoder_width // 64)
-        self.embed = nn.Linear(encoder.width, decoder_width)
+        trunk = backbone.encoder.architecture
+        self.embed = nn.Linear(trunk.width, decoder_width)
         self.hidden = nn.Parameter(torch.empty(decoder_width))
-        self.places = modality.places(decoder_width)
-        self.decoder = Encoder(decoder_width, decoder_depth, heads, encoder.mlp_ratio, encoder.eps)
-        self.predict = modality.head(decoder_width)
+        self.places = backbone.embedding.places(decoder_width)
+        self.decoder = Encoder(
+            Architecture(
+                decoder_width,
+                decoder_depth,
+                decoder_heads or max(1, decoder_width // 64),
+                hidden=round(trunk.hidden / trunk.width * decoder_width),
+                eps=trunk.eps,
+            )
+        )
+        self.predict = backbone.embedding.head(decoder_width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -67,29 +74,27 @@ class MAE(Objective):
         view, modality = views[0], self.backbone.modality
         hide = masking.hide(view, self.mask_ratio, self.masking, self.block, modality.droppable(view))
         dropped_index, dropped_valid, kept_index, kept_valid = masking.split(view, hide, self.mask_ratio)
-        kept, dropped = keep(view, kept_index, kept_valid), keep(view, dropped_index, dropped_valid)
+        kept, dropped = view.keep(kept_index, kept_valid), view.keep(dropped_index, dropped_valid)
 
         encoded = self.backbone.encode(kept)
         guess = self.predict(self.decode(encoded, kept, dropped))
 
-        error = modality.error(guess.flatten(0, 1), dropped["data"].flatten(0, 1))
-        target = modality.hideable(view)
-        if "segment" in view:
-            target = dropped_valid if target is None else dropped_valid & target.gather(1, dropped_index)
-        elif target is not None:
-            target = target.gather(1, dropped_index)
+        error = modality.error(guess.flatten(0, 1), dropped.data.flatten(0, 1))
+        target = modality.hideable(dropped)
+        if dropped.segment is not None:
+            target = dropped_valid if target is None else dropped_valid & target
         loss = collectives.mean(error, None if target is None else target.flatten())
         return {"loss": loss, "features": pool_pieces(encoded, kept).detach()}
 
-    def decode(self, encoded, kept: dict[str, Tensor], dropped: dict[str, Tensor]) -> Tensor:
+    def decode(self, encoded, kept: View, dropped: View) -> Tensor:
         """Decoded tokens `[r h d]` of the dropped pieces, from leads, kept pieces and places."""
         leads, pieces = self.embed(encoded.leads.flatten(1, 2)), self.embed(encoded.pieces)
-        pieces = pieces + self.places(kept["position"])
-        holes = (self.hidden + self.places(dropped["position"])).to(pieces.dtype)
+        pieces = pieces + self.places(kept.position, kept.grid)
+        holes = (self.hidden + self.places(dropped.position, dropped.grid)).to(pieces.dtype)
         tokens, segment = torch.cat([leads, pieces, holes], dim=1), None
-        if "segment" in kept:
-            samples = kept["samples"].repeat_interleave(encoded.leads.shape[2], dim=1)
-            segment = torch.cat([samples, kept["segment"], dropped["segment"]], dim=1)
+        if kept.segment is not None:
+            samples = kept.samples.repeat_interleave(encoded.leads.shape[2], dim=1)
+            segment = torch.cat([samples, kept.segment, dropped.segment], dim=1)
         return self.decoder(tokens, segment, wanted=holes.shape[1])
 
 
@@ -114,18 +119,17 @@ class Masked(Objective):
         block: Count = 3,
         scale: Scale = (1.0, 1.0),
     ):
-        super().__init__(backbone, (View(scale=scale),))
+        super().__init__(backbone, (ViewSpec(scale=scale),))
         self.mask_ratio, self.masking, self.block = check_ratio(mask_ratio), masking, block
-        self.head = backbone.modality.head(backbone.width)
+        self.head = backbone.embedding.head(backbone.width)
 
     def forward(self, views: Batch) -> dict[str, Tensor]:
         view, modality = views[0], self.backbone.modality
         chosen = masking.hide(view, self.mask_ratio, self.masking, self.block, modality.hideable(view))
-        data, hide = modality.corrupt(view["data"], chosen, masking.random(view, self.block))
-        encoded = self.backbone.encode(view | {"data": data}, hide)
+        data, hide = modality.corrupt(view.data, chosen, masking.random(view, self.block))
+        encoded = self.backbone.encode(view.replace(data=data), hide)
         index, valid, _, _ = masking.split(view, chosen, self.mask_ratio)
-        hidden = keep(view | {"data": encoded.pieces}, index)["data"]
-        target = keep(view, index)["data"]
+        hidden, target = view.replace(data=encoded.pieces).keep(index).data, view.keep(index).data
         error = modality.error(self.head(hidden.flatten(0, 1)), target.flatten(0, 1))
         return {
             "loss": collectives.mean(error, valid.flatten()),

@@ -24,7 +24,7 @@ from transformers import (
 
 import export as module
 from export import export
-from modalities import EVALUATION, MODALITIES
+from modalities import EVALUATION, MODALITIES, View
 from objectives import OBJECTIVES
 from training.errors import UserError
 
@@ -61,7 +61,7 @@ def stored(made: pillow.Image) -> bytes:
 def evaluation_view(image, contents: list[bytes]) -> torch.Tensor:
     """Pixels as our evaluation view has them, pieces put together again."""
     samples = [image.view(image.read({"bytes": c, "path": None}), EVALUATION, 0) for c in contents]
-    data = image.prepare(image.collate(samples, torch.zeros(len(samples), dtype=torch.long)))["data"]
+    data = image.prepare(image.collate(samples, torch.zeros(len(samples), dtype=torch.long))).data
     (rows, columns), (height, width) = image.grid, image.tile
     pieces = data.view(-1, rows, columns, image.channels, height, width)
     return pieces.permute(0, 3, 1, 4, 2, 5).reshape(-1, image.channels, *image.extent)
@@ -69,9 +69,9 @@ def evaluation_view(image, contents: list[bytes]) -> torch.Tensor:
 
 def hidden_states(objective, pixels: torch.Tensor) -> list[torch.Tensor]:
     backbone = objective.backbone
-    view = backbone.modality.cut(pixels) | {"seed": torch.zeros(len(pixels), dtype=torch.long)}
+    view = View(**backbone.modality.cut(pixels), seed=torch.zeros(len(pixels), dtype=torch.long))
     with torch.no_grad():
-        return backbone.encoder(backbone.tokens(view)[0], every_layer=True)
+        return backbone.encoder(*backbone.tokens(view), every_layer=True)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_the_masked_head_goes_along(tmp_path):
     assert not info["missing_keys"] and not info["mismatched_keys"]
     pixels, hide = torch.randn(2, 3, 16, 16), torch.rand(2, 16) < 0.5
     backbone = objective.backbone
-    view = backbone.modality.cut(pixels) | {"seed": torch.zeros(2, dtype=torch.long)}
+    view = View(**backbone.modality.cut(pixels), seed=torch.zeros(2, dtype=torch.long))
     with torch.no_grad():
         guess = objective.head(backbone.encode(view, hide).pieces)
         output = native(pixels, bool_masked_pos=hide)
-    error = backbone.modality.error(guess[hide], view["data"][hide]).mean()
+    error = backbone.modality.error(guess[hide], view.data[hide]).mean()
     torch.testing.assert_close(output.loss, error, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(backbone.modality.cut(output.reconstruction)["data"], guess, atol=1e-5, rtol=0)
 
@@ -250,7 +250,7 @@ def test_the_teacher_is_exported_when_asked_for(tmp_path):
         native = AutoModel.from_pretrained(export(tmp_path, to=str(tmp_path / weights), weights=weights))
         with torch.no_grad():
             outputs[weights] = native(pixels).pooler_output
-            view = byol.backbone.modality.cut(pixels) | {"seed": torch.zeros(2, dtype=torch.long)}
+            view = View(**byol.backbone.modality.cut(pixels), seed=torch.zeros(2, dtype=torch.long))
             ours = (byol.backbone if weights == "student" else byol.teacher[0])(view)
         torch.testing.assert_close(outputs[weights], ours, atol=1e-5, rtol=0)
     assert (outputs["student"] - outputs["teacher"]).abs().max() > 0.01

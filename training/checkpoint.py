@@ -6,6 +6,7 @@
         state.json             step, data position, counts
         config.yaml            the run's configuration
         modality/              processor or tokenizer
+        native/                what a published checkpoint brought that is not trained
         manifest.json          size and SHA-256 of each of these
 
 It is written aside, synced, and renamed last, so that a folder of that name is whole unless the disk damaged it; then
@@ -29,7 +30,7 @@ NEEDED = ("model.safetensors", "optimizer.safetensors", "state.json", "config.ya
 
 
 def write(
-    run_folder: Path, step: int, weights, moments, state: dict[str, Any], config: dict[str, Any], modality
+    run_folder: Path, step: int, weights, moments, state: dict[str, Any], config: dict[str, Any], modality, native=None
 ) -> Path:
     """Save one checkpoint; returns its folder."""
     from safetensors.torch import save_file
@@ -42,10 +43,12 @@ def write(
     (aside / "state.json").write_text(json.dumps(state, indent=1))
     (aside / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
     modality.save(str(aside / "modality"))
+    if native is not None:
+        native.save(aside / "native")
     files = sorted(p for p in aside.rglob("*") if p.is_file())
     manifest = {str(p.relative_to(aside)): {"size": p.stat().st_size, "sha256": digest(p)} for p in files}
     (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for file in [*files, aside / "manifest.json", aside / "modality", aside]:
+    for file in [*files, aside / "manifest.json", *(p for p in aside.iterdir() if p.is_dir()), aside]:
         sync(file)
     folder = run_folder / f"{PREFIX}{step}"
     shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
 
-from encoders import Encoder
+from encoders import EncoderSettings
 from modalities import MODALITIES
 from objectives import OBJECTIVES
 from training.errors import UserError, nearest, one_line, one_line_exit
@@ -113,7 +113,7 @@ def schema(modality: str, objective: str, program: str = "train.py") -> Argument
     parser.add_class_arguments(Data, "data")
     parser.add_argument("--modality.name", choices=list(MODALITIES), default=modality, help="what the samples are")
     parser.add_class_arguments(MODALITIES[modality], "modality")
-    parser.add_method_arguments(Encoder, "preset", "encoder")
+    parser.add_class_arguments(EncoderSettings, "encoder")
     parser.add_argument("--objective.name", choices=list(OBJECTIVES), default=objective, help="what is learned")
     parser.add_class_arguments(OBJECTIVES[objective], "objective", skip={"backbone"})
     own = {f"objective.{key}": value for key, value in MODALITIES[modality].defaults.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from modalities import BadSample, Modality, View
+from modalities import BadSample, Modality, ViewSpec
 from modalities.hashing import mix, uniform
 from training.errors import UserError
 
@@ -58,7 +58,7 @@ class Samples(Dataset):
     """Reads, augments and collates whole micro-batches, in a worker. Unusable samples are replaced and named."""
 
     def __init__(
-        self, table, column: str, modality: Modality, views: tuple[View, ...], seed: int, max_bad: int, numbers=None
+        self, table, column: str, modality: Modality, views: tuple[ViewSpec, ...], seed: int, max_bad: int, numbers=None
     ):
         self.table, self.column, self.modality = table, column, modality
         self.views, self.seed, self.max_bad = views, seed, max_bad
@@ -84,13 +84,14 @@ class Samples(Dataset):
             else:
                 raise UserError(f"no usable sample in {attempt} tries; the last: {bad.popitem()[1]}")
         seeds = torch.tensor([mix(self.seed, epoch + 1, row) for epoch, row in batch])
-        identity = {"identity": torch.tensor(used)}
+        row = torch.tensor(used)
         views = [self.modality.collate([m[v] for m in made], seeds) for v in range(len(self.views))]
-        return {"views": [identity | view for view in views], "bad": bad}
+        views = [view.replace(row=row, identity=row if view.identity is None else view.identity) for view in views]
+        return {"views": views, "bad": bad}
 
     def _views(self, cell: Any, seed: int) -> list[dict[str, Tensor]]:
         sample = self.modality.read(cell)
-        return [self.modality.view(sample, view, seed) for view in self.views]
+        return [self.modality.view(sample, spec, seed) for spec in self.views]
 
 
 def name_of(cell: Any) -> str:

@@ -107,9 +107,8 @@ class Loop:
         return loader(samples, batches, workers, self.device)
 
     def _prepare(self, views) -> list[dict[str, torch.Tensor]]:
-        moved = ({k: v.to(self.device, non_blocking=True) for k, v in view.items()} for view in views)
         with torch.no_grad():
-            return [self.modality.prepare(view) for view in moved]
+            return [self.modality.prepare(view.to(self.device, non_blocking=True)) for view in views]
 
     def train(self) -> dict[str, Any]:
         """Train to the last step; returns the last figures."""
@@ -291,7 +290,16 @@ class Loop:
                 "data": self.fingerprint,
                 "bad": {str(row): why for row, why in self.bad.items()},
             }
-            checkpoint.write(self.folder, self.step, weights, moments, state, self.config.stored(), self.modality)
+            checkpoint.write(
+                self.folder,
+                self.step,
+                weights,
+                moments,
+                state,
+                self.config.stored(),
+                self.modality,
+                self.objective.backbone.native,
+            )
             checkpoint.prune(self.folder, self.run.save_total_limit)
         dist.barrier()
 

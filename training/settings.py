@@ -9,7 +9,8 @@ from unittest import mock
 
 import torch
 
-from encoders import Backbone, Encoder
+from encoders import Backbone, Encoder, EncoderSettings, GridEmbedding, Pooling
+from encoders.native import family_of, make
 from modalities import MODALITIES, Image
 from modalities.domains import Count, NotNegative, Number, Part, Positive, Within, build, check, defaults
 from objectives import OBJECTIVES
@@ -45,6 +46,12 @@ class Run:
 
     Args:
         output_dir: folder of the run. The same command again continues from its newest whole checkpoint.
+        family: native class that the encoder is trained as and exported to, by the `model_type` of its configuration,
+            such as `vit` or `bert`. Default: that of the checkpoint, or `vit`, `audio-spectrogram-transformer`,
+            `roberta-prelayernorm`.
+        pooling: what a sample's vector is: its first `lead` (CLS), the mean of its `leads`, of its `pieces`, the first
+            lead and that mean (`lead+pieces`), or the mean of all `tokens`. Default: what the family's classifier
+            reads.
         init_from: hub id or folder of a published checkpoint to start from; sizes and processor come from there.
         learning_rate: peak learning rate.
         base_learning_rate: if given, the peak is this × global batch / 256 instead.
@@ -74,6 +81,8 @@ class Run:
     """
 
     output_dir: str = "runs/default"
+    family: str | None = None
+    pooling: Pooling | None = None
     init_from: str | None = None
     learning_rate: Positive = 1.5e-3
     base_learning_rate: Positive | None = None
@@ -183,18 +192,29 @@ class Config:
     def build_modality(self):
         return build(MODALITIES[self.modality["name"]], without_name(self.modality), "modality.")
 
-    def build_objective(self, modality):
-        """The objective with its backbone, initialised from the run's seed."""
+    def build_objective(self, modality, start=None):
+        """The objective with its backbone, initialised from the run's seed, and from a published checkpoint's weights.
+
+        These enter the backbone before the objective copies it: a teacher begins where its student does.
+        """
         torch.manual_seed(self.run.seed)
-        check(Encoder.preset, self.encoder, "encoder.")
-        backbone = Backbone(modality, Encoder.preset(**self.encoder))
-        return build(OBJECTIVES[self.objective["name"]], without_name(self.objective), "objective.", backbone)
+        check(EncoderSettings, self.encoder, "encoder.")
+        backbone = make(modality, self.run.family, self.run.pooling, **self.encoder)
+        if start is not None:
+            start.load(backbone)
+        objective = build(OBJECTIVES[self.objective["name"]], without_name(self.objective), "objective.", backbone)
+        if start is not None:
+            start.load_heads(objective)
+        return objective
 
     def adopt(self, start) -> None:
         """Take what a published checkpoint says: its sizes always, its other settings where the user gave none.
 
         A size that was given and is another one is refused: the user's word is never overruled.
         """
+        if self.origin.get("family") in GIVEN and self.run.family != start.family.name:
+            raise UserError(f"family {self.run.family}: init_from {self.run.init_from} is of {start.family.name}")
+        self.run.family, self.run.pooling = start.family.name, self.run.pooling or start.pooling
         known, free = defaults_of(self.modality["name"], self.objective["name"]), getattr(start, "free", ())
         for group in GROUPS[1:]:
             for name, value in getattr(start, group).items():
@@ -220,8 +240,11 @@ class Config:
         try:
             with torch.device("meta"), mock.patch.object(torch.nn.init, "normal_", lambda tensor, **_: tensor):
                 self.build_modality()
+                check(EncoderSettings, self.encoder, "encoder.")
+                made = family_of(self.modality["name"], self.run.family).architecture(**self.encoder)
                 # Objectives and the encoder know no modality, so any one serves to check them.
-                self.build_objective(Image(16, 16))
+                backbone = Backbone(GridEmbedding(Image(16, 16), made), Encoder(made), self.run.pooling or "leads")
+                build(OBJECTIVES[self.objective["name"]], without_name(self.objective), "objective.", backbone)
         except ValueError as error:
             raise UserError(one_line(error)) from error
         return self
@@ -229,7 +252,7 @@ class Config:
 
 def defaults_of(modality: str, objective: str) -> dict[str, Any]:
     """Defaults of all options by dotted name; a modality's own go before an objective's."""
-    parts = defaults(MODALITIES[modality], "modality.") | defaults(Encoder.preset, "encoder.")
+    parts = defaults(MODALITIES[modality], "modality.") | defaults(EncoderSettings, "encoder.")
     wanted = defaults(OBJECTIVES[objective], "objective.")
     own = {f"objective.{key}": value for key, value in MODALITIES[modality].defaults.items()}
     names = {"modality.name": modality, "objective.name": objective}

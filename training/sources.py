@@ -196,7 +196,7 @@ def fingerprint(rows: Rows) -> str:
     count = len(rows)
     state = hashlib.sha256(f"{count} {rows.column}".encode())
     cells = rows.table.select_columns([rows.column])
-    if not holds_lines(rows.modality):
+    if hasattr(cells.features[rows.column], "decode"):  # files
         for batch in cells.with_format("arrow").iter(10_000):
             for path in batch[rows.column].combine_chunks().field("path").to_pylist():
                 state.update(relative(path or "", rows.root).encode() + b"\0")

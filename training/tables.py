@@ -225,6 +225,8 @@ def cells_of(table, column: str, modality: Modality, source: Source, split: str)
 
     feature, more = table.features[column], ""
     lines = holds_lines(modality)
+    if not lines and not hasattr(datasets, modality.features[0]):  # plain values, of which nothing is decoded
+        return table, more
     raw = datasets.Value("string") if lines else getattr(datasets, modality.features[0])(decode=False)
     if hasattr(feature, "feature"):
         table, more = _unrolled(table, column, raw if lines else plain()), ", lists unrolled"

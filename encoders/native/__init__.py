@@ -1,26 +1,69 @@
-"""Native `transformers` families: one file each, all listed here."""
+"""Native `transformers` families: one file each, all listed here by the `model_type` of their configuration."""
 
+import difflib
 from pathlib import Path
+from typing import Any
 
-from torch import nn
-
+from encoders.backbone import Backbone, Pooling
+from encoders.encoder import Encoder
 from encoders.native.ast import AST
-from encoders.native.base import Family, Start
-from encoders.native.roberta import Roberta
-from encoders.native.vit import ViT
+from encoders.native.base import Family, Native, Plain, Start
+from encoders.native.roberta_prelayernorm import RobertaPreLayerNorm
+from encoders.native.vit import ViT, ViTMAE
+from modalities import MODALITIES, Modality
 
-FAMILIES: tuple[Family, ...] = (ViT(), AST(), Roberta())
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        ViT(),
+        ViTMAE(),
+        AST(),
+        RobertaPreLayerNorm(),
+    )
+}
+# What a modality is trained as where nothing else is said.
+DEFAULTS = {"image": "vit", "audio": "audio-spectrogram-transformer", "text": "roberta-prelayernorm"}
 
 
-def family_of(modality: str) -> Family:
-    """The family that a modality, by its name, is exported to."""
-    for family in FAMILIES:
-        if family.modality == modality:
-            return family
-    raise ValueError(f"no native class is known for modality {modality!r}: it can be trained and probed, not exported")
+def family_of(modality: str, name: str | None = None) -> Family:
+    """The family of that name, or the modality's default (`Plain` where it has none). A misfit is a `ValueError`."""
+    name = name or DEFAULTS.get(modality)
+    if name is None:
+        return Plain(modality)
+    if name not in FAMILIES:
+        raise ValueError(f"family {name!r} is not one of {known(modality)}{nearest(name)}")
+    if FAMILIES[name].modality != modality:
+        raise ValueError(
+            f"family {name} is of modality {FAMILIES[name].modality}, the run is of {modality}; "
+            f"there are {known(modality)}"
+        )
+    return FAMILIES[name]
 
 
-def start_from(path: str, modality: str, **hub) -> tuple[Family, Start]:
+def make(modality: Modality, family: str | None = None, pooling: Pooling | None = None, **encoder: Any) -> Backbone:
+    """A backbone for a modality: of the named family or of the modality's default, with that pooling or the family's.
+
+    `encoder` holds a preset's `name` and fields of the `Architecture`. A modality without native classes brings its own
+    embedding.
+    """
+    kind = next((name for name, cls in MODALITIES.items() if cls is type(modality)), "")
+    of = family_of(kind, family)
+    made = of.architecture(**encoder)
+    trunk = Encoder(made)
+    return Backbone(of.embedding(modality, made), trunk, pooling or of.pooling)
+
+
+def known(modality: str) -> str:
+    """Names of a modality's families."""
+    return ", ".join(name for name, family in FAMILIES.items() if family.modality == modality)
+
+
+def nearest(name: str) -> str:
+    found = difflib.get_close_matches(str(name), FAMILIES, 1, 0.5)
+    return f"; nearest: {found[0]}" if found else ""
+
+
+def start_from(path: str, modality: str, **hub) -> Start:
     """Read a published checkpoint to start from: a hub id or a folder."""
     from transformers import PreTrainedConfig
 
@@ -29,22 +72,16 @@ def start_from(path: str, modality: str, **hub) -> tuple[Family, Start]:
     try:
         settings, _ = PreTrainedConfig.get_config_dict(path, **hub)
         kind = settings.get("model_type")
-        for family in FAMILIES:
-            if kind in family.model_types:
-                if family.modality != modality:
-                    raise ValueError(f"init_from {path} is of modality {family.modality}, the run is of {modality}")
-                return family, family.start(path, **hub)
+        if kind in FAMILIES:
+            if FAMILIES[kind].modality != modality:
+                raise ValueError(f"init_from {path} is of modality {FAMILIES[kind].modality}, the run is of {modality}")
+            return FAMILIES[kind].start(path, **hub)
     except OSError as error:  # nothing there, no network, no safetensors
         raise ValueError(f"init_from {path}: {str(error).splitlines()[0]}") from error
-    known = ", ".join(t for family in FAMILIES for t in family.model_types)
-    raise ValueError(f"init_from {path} is of the family {kind!r}; known are {known}")
+    raise ValueError(
+        f"init_from {path} is of the family {kind!r}; known are {', '.join(FAMILIES)}{nearest(kind)}; "
+        "train one of these from nothing, or start from a checkpoint of one"
+    )
 
 
-def load(family: Family, start: Start, objective: nn.Module) -> None:
-    """Put a checkpoint's weights into an objective that was built with its settings."""
-    unused = [name for name in family.load(start, objective) if not name.startswith(("decoder.", "lm_head."))]
-    if unused:
-        raise ValueError(f"init_from: these encoder weights found no use: {', '.join(unused[:5])}")
-
-
-__all__ = ["FAMILIES", "Family", "Start", "family_of", "load", "start_from"]
+__all__ = ["DEFAULTS", "FAMILIES", "Family", "Native", "Start", "family_of", "known", "make", "start_from"]

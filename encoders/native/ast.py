@@ -4,61 +4,63 @@ The native kernel is square. A tile that is taller than wide is a kernel as wide
 tile's width, moved by that width; the spectrogram is longer by the difference, so that the last kernel fits.
 """
 
-import torch
+from typing import Any
+
 from einops import rearrange
 from torch import Tensor, nn
 
 from encoders.backbone import Backbone
-from encoders.native.base import Family, Start, config_settings, from_pretrained, trunk_settings
-from encoders.native.vit import ViT
+from encoders.embeddings import GridVariant
+from encoders.native.base import Start, fields_of, from_pretrained, native_of, require
+from encoders.native.vit import PROJECTION, GridFamily, ViT
 
-PROJECTION = "embeddings.patch_embeddings.projection"
+KERNEL = f"{PROJECTION}.weight"
 
 
-class AST(Family):
+class AST(GridFamily):
+    name = "audio-spectrogram-transformer"
     modality = "audio"
-    model_types = ("audio-spectrogram-transformer",)
-    block = ViT.block  # the native classes name their trunks alike
-    norm = ViT.norm
+    pooling = "leads"
+    config_class, base_class, classifier = "ASTConfig", "ASTModel", "ASTForAudioClassification"
     auto_classes = "AutoModelForAudioClassification, AutoFeatureExtractor"
+    trunk, ends = ViT.trunk, ViT.ends  # the native classes name their trunks alike
+    lead_names = ("embeddings.cls_token", "embeddings.distillation_token")
+    variant = GridVariant(leads=2, anchored=True)
 
-    def native(self, backbone: Backbone, head: nn.Module | None):
-        """`ASTModel`; there is no native class for a head that predicts tiles, so `head` stays behind."""
-        from transformers import ASTConfig, ASTModel
+    def settings(self, config) -> dict[str, Any]:
+        return ViT.settings(self, config)
 
-        audio = backbone.modality
+    def fields(self, backbone: Backbone) -> dict[str, Any]:
+        made, audio = backbone.encoder.architecture, backbone.modality
+        require(backbone, self.base_class, mlp="plain", order="pre", norm="layer", theta=None, layer_scale=None)
         height, width = audio.tile
-        config = ASTConfig(
-            **config_settings(backbone),
-            patch_size=height,
-            frequency_stride=height,
-            time_stride=width,
-            max_length=audio.extent[1] + height - width,
-            num_mel_bins=audio.extent[0],
-        )
-        return ASTModel(config)
-
-    def state(self, backbone: Backbone, head: nn.Module | None) -> dict[str, Tensor]:
-        audio = backbone.modality
-        height, width = audio.tile
-        place = torch.cat([audio.lead_place, audio.positions.table])
-        kernel = rearrange(audio.projection.weight, "d (h w) -> d 1 h w", h=height)
-        return self.trunk(backbone.encoder) | {
-            "embeddings.cls_token": audio.lead_content[None, :1],
-            "embeddings.distillation_token": audio.lead_content[None, 1:],
-            "embeddings.position_embeddings": place[None],
-            f"{PROJECTION}.weight": nn.functional.pad(kernel, (0, height - width)),
-            f"{PROJECTION}.bias": audio.projection.bias,
+        return fields_of(made) | {
+            "qkv_bias": "query" in made.biases,
+            "patch_size": height,
+            "frequency_stride": height,
+            "time_stride": width,
+            "max_length": audio.extent[1] + height - width,
+            "num_mel_bins": audio.extent[0],
         }
 
-    def start(self, path: str, **hub) -> Start:
-        from transformers import ASTFeatureExtractor, ASTModel
+    def outward(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+        height, width = backbone.modality.tile
+        kernel = rearrange(tensors["embedding.projection.weight"], "d (h w) -> d 1 h w", h=height)
+        tensors["embedding.projection.weight"] = nn.functional.pad(kernel, (0, height - width))
 
-        model = from_pretrained(ASTModel, path, **hub)
+    def inward(self, state: dict[str, Tensor], start: Start, backbone: Backbone) -> None:
+        state[KERNEL] = state[KERNEL][..., : backbone.modality.tile[1]]
+
+    def start(self, path: str, **hub) -> Start:
+        from transformers import ASTFeatureExtractor
+
+        model = from_pretrained(self, path, **hub)
         config = model.config
         height, width = config.patch_size, config.time_stride
-        beyond = model.state_dict()[f"{PROJECTION}.weight"][..., width:]
-        if config.frequency_stride < height or beyond.any():
+        beyond = model.get_parameter(
+            ("audio_spectrogram_transformer." if hasattr(model, "classifier") else "") + KERNEL
+        )
+        if config.frequency_stride < height or beyond[..., width:].any():
             raise ValueError(
                 f"init_from {path}: its patches of {height} overlap (strides {config.frequency_stride} and {width}), "
                 "which tiles cannot; start from one whose strides are its patch size"
@@ -82,20 +84,4 @@ class AST(Family):
                 raise ValueError(f"init_from {path}: made for {processor.sampling_rate} Hz, sound here is at 16 kHz")
             normal = processor.do_normalize
             settings |= {"mean": processor.mean if normal else 0.0, "std": processor.std if normal else 0.5}
-        return Start(settings, trunk_settings(config), model)
-
-    def load(self, start: Start, objective: nn.Module) -> list[str]:
-        backbone = objective.backbone
-        audio, state = backbone.modality, dict(start.model.state_dict())
-        self.load_trunk(state, backbone.encoder)
-        place = state.pop("embeddings.position_embeddings")[0]
-        with torch.no_grad():
-            audio.lead_content.copy_(
-                torch.cat([state.pop(f"embeddings.{name}_token")[0] for name in ("cls", "distillation")])
-            )
-            audio.lead_place.copy_(place[: audio.leads])
-            audio.positions.table.copy_(place[audio.leads :])
-            kernel = state.pop(f"{PROJECTION}.weight")[..., : audio.tile[1]]
-            audio.projection.weight.copy_(rearrange(kernel, "d 1 h w -> d (h w)"))
-            audio.projection.bias.copy_(state.pop(f"{PROJECTION}.bias"))
-        return list(state)
+        return Start(self, settings, self.settings(config), native_of(model), model, processor=processor)

@@ -1,127 +1,358 @@
-"""What a family is: the encoder's settings, a table of names and a processor, for one native `transformers` class."""
+"""What a family is: the encoder's arguments, the embedding, a table of names and a processor, for one native class."""
 
+import copy
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from encoders.backbone import Backbone
+from encoders.backbone import Backbone, Pooling
+from encoders.embeddings import Embedding
+from encoders.encoder import PRESETS, Architecture
+from modalities import Modality
+
+Pair = tuple[tuple[str, ...], tuple[str, ...]]  # names of ours, and of theirs, whose values are the same in this order
+
+
+@dataclass
+class Native:
+    """What a published checkpoint brought that is not trained here, and goes out again as it came in.
+
+    Args:
+        config: fields of the native configuration.
+        kept: tensors of the base model that have no counterpart here (a pooler), by their names in it.
+        heads: tensors of its heads, by their names in the published class.
+        architecture: name of that class.
+    """
+
+    config: dict[str, Any]
+    kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    heads: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    architecture: str | None = None
+
+    def __deepcopy__(self, memo) -> "Native":
+        return self  # a teacher's backbone shares it
+
+    def save(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config | {"architectures": [self.architecture]}, indent=1))
+        parts = {"kept": self.kept, "heads": self.heads}
+        tensors = {f"{part}/{name}": t.contiguous().clone() for part, ts in parts.items() for name, t in ts.items()}
+        save_file(tensors, folder / "kept.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Native | None":
+        from safetensors.torch import load_file
+
+        if not (folder / "config.json").is_file():
+            return None
+        config = json.loads((folder / "config.json").read_text())
+        (architecture,) = config.pop("architectures")
+        parts: dict[str, dict[str, Tensor]] = {"kept": {}, "heads": {}}
+        for name, tensor in load_file(folder / "kept.safetensors").items():
+            part, _, name = name.partition("/")
+            parts[part][name] = tensor
+        return cls(config, architecture=architecture, **parts)
 
 
 @dataclass
 class Start:
-    """What a published checkpoint says before anything is built: settings of the modality and of the encoder.
+    """What a published checkpoint says before anything is built: settings by our arguments' names, and its weights.
 
-    And of the objective that it was trained with, by our arguments' names; an objective with other ones ignores them.
+    Args:
+        family: what it is.
+        modality: settings of the modality.
+        encoder: fields of the `Architecture`.
+        objective: settings of the objective that it was trained with; one with other arguments ignores them.
+        pooling: what the checkpoint itself says about it, if anything.
+        native: its configuration; `load` adds the tensors that are kept.
+        model: the native model.
+        processor: its processor or tokenizer, if it has one.
     """
 
+    family: "Family" = field(repr=False)
     modality: dict[str, Any]
     encoder: dict[str, Any]
+    native: Native = field(repr=False)
     model: Any = field(repr=False)
     objective: dict[str, Any] = field(default_factory=dict)
+    pooling: Pooling | None = None
+    processor: Any = field(default=None, repr=False)
+
+    def load(self, backbone: Backbone) -> None:
+        """Put the weights into a backbone that was built with these settings. Before an objective is made of it."""
+        self.family.load(self, backbone)
+
+    def load_heads(self, objective: nn.Module) -> None:
+        """Put the weights of heads and decoders into an objective that has such."""
+        self.family.load_heads(self, objective)
 
 
 class Family:
-    """One native class. `state` and `load` are each other's inverse, bit for bit.
+    """One native class. `export` and `load` are each other's inverse, bit for bit.
 
-    Subclasses say which modality (its name in `MODALITIES`) and `model_type`s of a config they serve, and the names of
-    the trunk: `block`, of a block's parts without `.weight` or `.bias`, `{}` being its number, with the three native
-    names of the fused qkv; and `norm`, of the last LayerNorm.
+    Names are of the native base model (`state_dict()`, not those on disk), without a prefix. A module stands for its
+    weight and bias; `{}` is the number of a block. Where several names stand, their values follow each other.
     """
 
-    modality: ClassVar[str]
-    model_types: ClassVar[tuple[str, ...]]
-    block: ClassVar[dict[str, str | tuple[str, str, str]]]
-    norm: ClassVar[str]
+    name: ClassVar[str]  # the `model_type` of its configuration, and its name here
+    modality: ClassVar[str]  # by its name in `MODALITIES`
+    pooling: ClassVar[Pooling]  # what the native classification head reads
+    defaults: ClassVar[dict[str, Any]] = {}  # of the `Architecture`, where they differ from its own
+    config_class: ClassVar[str]
+    base_class: ClassVar[str]
+    classifier: ClassVar[str | None]  # what `AutoModelFor...Classification` makes of it
     auto_classes: ClassVar[str]  # for classification, and of the processor, as the model card quotes them
+    trunk: ClassVar[dict[str, str | tuple[str, ...]]]  # of a block
+    ends: ClassVar[dict[str, str | tuple[str, ...]]] = {}  # of the encoder beside its blocks, and of the embedding
+    optional: ClassVar[tuple[str, ...]] = ("pooler", "mask_token")  # parts of names that a checkpoint may lack
 
-    def pipeline_tag(self, model) -> str:
-        """The hub's name for what the exported model does as it is."""
-        return "feature-extraction"
+    # From settings to modules.
 
-    def native(self, backbone: Backbone, head: nn.Module | None):
-        """An untrained native model of our sizes. Called where transformers may be imported."""
+    def default(self, width: int, depth: int) -> dict[str, Any]:
+        """Arguments of the architecture at that size, where they differ from its own defaults."""
+        return dict(self.defaults)
+
+    def architecture(self, name: str = "tiny", **given: Any) -> Architecture:
+        """An encoder of a preset size; what is given, and not None, goes before the family's defaults."""
+        if name not in PRESETS:
+            raise ValueError(f"encoder.name {name!r} is not one of {', '.join(PRESETS)}")
+        given = {key: value for key, value in given.items() if value is not None}
+        size = dict(zip(("width", "depth", "heads"), PRESETS[name], strict=True)) | given
+        return Architecture(**self.default(size["width"], size["depth"]) | size)
+
+    def embedding(self, modality: Modality, made: Architecture) -> Embedding:
         raise NotImplementedError
 
-    def state(self, backbone: Backbone, head: nn.Module | None) -> dict[str, Tensor]:
-        """All tensors of `native`'s model by their native names."""
+    # Between ours and native.
+
+    def settings(self, config) -> dict[str, Any]:
+        """Fields of the `Architecture` that a native configuration describes."""
+        raise NotImplementedError
+
+    def fields(self, backbone: Backbone) -> dict[str, Any]:
+        """Fields of the native configuration that say what the backbone is."""
         raise NotImplementedError
 
     def start(self, path: str, **hub) -> Start:
         """Read a published checkpoint. `hub`: `revision`, `token` and the like."""
         raise NotImplementedError
 
-    def load(self, start: Start, objective: nn.Module) -> list[str]:
-        """Put a checkpoint's tensors into an objective's backbone; returns native names that found no use."""
-        raise NotImplementedError
+    def head_class(self, head: nn.Module) -> str | None:
+        """The native class that carries our head beside the base model; None if there is none."""
+        return None
 
-    def export(self, backbone: Backbone, head: nn.Module | None):
-        """The native model with our weights."""
-        model = self.native(backbone, head)
-        model.load_state_dict(self.state(backbone, head), strict=True)
+    def head_pairs(self, head: nn.Module) -> Iterator[Pair]:
+        """Names in our head, and full names in that class."""
+        return iter(())
+
+    def fill(self, backbone: Backbone) -> dict[str, Tensor]:
+        """Values of tensors of the base model that have no counterpart here, where no checkpoint brought them."""
+        return {}
+
+    def outward(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+        """Change our tensors, by our names, before they get native names."""
+
+    def inward(self, state: dict[str, Tensor], start: Start, backbone: Backbone) -> None:
+        """Change native tensors before they get our names: another size, other channels."""
+
+    def pipeline_tag(self, model) -> str:
+        """The hub's name for what the exported model does as it is."""
+        return "feature-extraction"
+
+    def pairs(self, backbone: Backbone) -> Iterator[Pair]:
+        """All names, ours within the backbone."""
+        for number in range(backbone.encoder.depth):
+            for ours, native in self.trunk.items():
+                yield from leaves(f"encoder.blocks.{number}.{ours}", native, number)
+        for ours, native in self.ends.items():
+            yield from leaves(ours, native)
+
+    def load(self, start: Start, backbone: Backbone) -> None:
+        state, prefix = start.model.state_dict(), base_prefix(start.model)
+        inner = {k.removeprefix(prefix): v.clone() for k, v in state.items() if k.startswith(prefix)}
+        heads = {k: v for k, v in state.items() if not k.startswith(prefix)}
+        self.inward(inner, start, backbone)
+        ours, used = dict(backbone.named_parameters()), set()
+        for mine, theirs in self.pairs(backbone):
+            used |= copy_in(ours, inner, mine, theirs)
+        kept = {name: tensor for name, tensor in inner.items() if name not in used}
+        start.native.kept, start.native.heads = kept, heads
+        backbone.native = start.native
+
+    def load_heads(self, start: Start, objective: nn.Module) -> None:
+        head = objective.head
+        if head is None or self.head_class(head) != type(start.model).__name__:
+            return
+        ours, state = dict(head.named_parameters()), start.model.state_dict()
+        for mine, theirs in self.head_pairs(head):
+            copy_in(ours, state, mine, theirs)
+
+    def native(self, backbone: Backbone, head: nn.Module | None = None, keep_heads: bool = False):
+        """An untrained native model of our sizes. Called where transformers may be imported."""
+        import transformers
+
+        brought, config_class = backbone.native, getattr(transformers, self.config_class)
+        base = {} if brought is None else dict(brought.config)
+        if base.pop("model_type", self.name) != self.name:  # of a family that goes out as this one
+            base = {name: value for name, value in base.items() if name in config_class().to_dict()}
+        made = config_class.from_dict(self.without_dropout() | base | self.fields(backbone))
+        name = (self.head_class(head) if head is not None else None) or self.base_class
+        if keep_heads and brought is not None and brought.heads:
+            name = brought.architecture
+        return getattr(transformers, name)(made)
+
+    def without_dropout(self) -> dict[str, Any]:
+        """None was trained with; a checkpoint's own configuration goes before this."""
+        return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+    def export(self, backbone: Backbone, head: nn.Module | None = None, keep_heads: bool = False):
+        """The native model with our weights, and with what a checkpoint brought and we did not train."""
+        model = self.native(backbone, head, keep_heads)
+        wanted, prefix = model.state_dict(), base_prefix(model)
+        tensors = {name: p.detach() for name, p in backbone.named_parameters()}
+        self.outward(tensors, backbone)
+        brought = backbone.native
+        state = self.fill(backbone) | ({} if brought is None else brought.kept)
+        state = {prefix + name: tensor for name, tensor in state.items() if prefix + name in wanted}
+        for ours, theirs in self.pairs(backbone):
+            state |= copy_out(tensors, wanted, ours, tuple(prefix + name for name in theirs))
+        if head is not None and self.head_class(head) == type(model).__name__:
+            inner = {name: p.detach() for name, p in head.named_parameters()}
+            for ours, theirs in self.head_pairs(head):
+                state |= copy_out(inner, wanted, ours, theirs)
+        elif keep_heads and brought is not None:
+            state |= {name: tensor for name, tensor in brought.heads.items() if name in wanted}
+        model.load_state_dict(state, strict=True)
         return model.eval()
 
-    def trunk(self, encoder: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-        """The encoder's tensors by native names."""
-        state = {}
-        for kind in ("weight", "bias"):
-            state[f"{prefix}{self.norm}.{kind}"] = getattr(encoder.norm, kind)
-            for i, block in enumerate(encoder.blocks):
-                for ours, native in self.block.items():
-                    tensor = getattr(block.get_submodule(ours), kind)
-                    names = (native,) if isinstance(native, str) else native
-                    for name, part in zip(names, tensor.chunk(len(names)), strict=True):
-                        state[f"{prefix}{name.format(i)}.{kind}"] = part
-        return state
 
-    def load_trunk(self, state: dict[str, Tensor], encoder: nn.Module, prefix: str = "") -> None:
-        """Take the encoder's tensors out of `state`."""
-        with torch.no_grad():
-            for kind in ("weight", "bias"):
-                getattr(encoder.norm, kind).copy_(state.pop(f"{prefix}{self.norm}.{kind}"))
-                for i, block in enumerate(encoder.blocks):
-                    for ours, native in self.block.items():
-                        names = (native,) if isinstance(native, str) else native
-                        parts = [state.pop(f"{prefix}{name.format(i)}.{kind}") for name in names]
-                        getattr(block.get_submodule(ours), kind).copy_(torch.cat(parts))
+class Plain(Family):
+    """No native class: a modality that brings an embedding of its own can be trained and probed, not exported."""
+
+    pooling = "leads"
+
+    def __init__(self, modality: str):
+        self.modality = modality
+
+    def export(self, backbone: Backbone, head: nn.Module | None = None, keep_heads: bool = False):
+        raise ValueError(
+            f"no native class is known for modality {self.modality!r}: it can be trained and probed, not exported"
+        )
+
+    def embedding(self, modality: Modality, made: Architecture) -> Embedding:
+        return modality.embedding(modality, made)
 
 
-def from_pretrained(model_class, path: str, **hub):
-    """Load a native checkpoint, in float32, never from a pickle; an encoder weight that it lacks is an error."""
+def leaves(ours: str, native: str | tuple[str, ...], number: int = 0) -> Iterator[Pair]:
+    """The parameters that a module stands for; a name that ends as a parameter's does is itself."""
+    names = tuple(name.format(number) for name in ((native,) if isinstance(native, str) else native))
+    if ours.endswith((".weight", ".bias")) or "." in ours and ours.split(".")[-1].startswith(("lead_", "hidden")):
+        yield (ours,), names
+        return
+    for kind in ("weight", "bias"):
+        yield (f"{ours}.{kind}",), tuple(f"{name}.{kind}" for name in names)
+
+
+def base_prefix(model) -> str:
+    """Of the names of the base model within a model; empty if it is the base model."""
+    prefix = f"{model.base_model_prefix}."
+    return prefix if any(name.startswith(prefix) for name in model.state_dict()) else ""
+
+
+def copy_in(ours: dict[str, Tensor], state: dict[str, Tensor], mine: tuple[str, ...], theirs: tuple[str, ...]):
+    """Native values into our parameters; returns the native names that were used. What neither has is passed over."""
+    sources = {name: state[name] for name in theirs if name in state}
+    targets = [ours[name] for name in mine if name in ours]
+    if not sources or not targets:
+        return set()
+    flat = torch.cat([tensor.flatten() for tensor in sources.values()])
+    with torch.no_grad():
+        if len(targets) == 1 and targets[0].numel() > len(flat):
+            # A tokenizer of more tokens than the model has (some were added) keeps fresh rows for the rest.
+            targets[0].view(-1)[: len(flat)].copy_(flat)
+            return set(sources)
+        for target, part in zip(targets, flat.split([t.numel() for t in targets]), strict=True):
+            target.copy_(part.view_as(target))
+    return set(sources)
+
+
+def copy_out(ours: dict[str, Tensor], wanted: dict[str, Tensor], mine: tuple[str, ...], theirs: tuple[str, ...]):
+    """Our values by native names and shapes; what neither has is passed over."""
+    names = [name for name in theirs if name in wanted]
+    sources = [ours[name] for name in mine if name in ours]
+    if not names or not sources:
+        return {}
+    parts = torch.cat([tensor.flatten() for tensor in sources]).split([wanted[name].numel() for name in names])
+    return {name: part.view(wanted[name].shape).clone() for name, part in zip(names, parts, strict=True)}
+
+
+def from_pretrained(family: Family, path: str, **hub):
+    """The published class of a checkpoint, in float32, never from a pickle. It must have all weights of the encoder."""
+    import transformers
+
+    config = getattr(transformers, family.config_class).from_pretrained(path, **hub)
+    published = (config.architectures or [family.base_class])[0]
+    if not hasattr(transformers, published) or not published.startswith(family.base_class.removesuffix("Model")):
+        published = family.base_class
     options = {"output_loading_info": True, "dtype": torch.float32, "use_safetensors": True}
-    model, info = model_class.from_pretrained(path, **options, **hub)
-    missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
+    model, info = getattr(transformers, published).from_pretrained(path, config=config, **options, **hub)
+    prefix = base_prefix(model)
+    missing = sorted(
+        name.removeprefix(prefix)
+        for name in info["missing_keys"]
+        if name.startswith(prefix) and not any(part in name for part in family.optional)
+    )
     if missing or info["mismatched_keys"]:
-        problem = missing or [m[0] for m in info["mismatched_keys"]]
+        problem = missing or [name for name, *_ in info["mismatched_keys"]]
         raise ValueError(f"init_from {path}: the checkpoint lacks {', '.join(map(str, problem[:5]))}")
     return model.eval()
 
 
-def trunk_settings(config) -> dict[str, Any]:
-    """The encoder's settings as the configs of the pre-norm families give them; refuses what the trunk is not."""
-    if config.hidden_act != "gelu":
-        raise ValueError(f"init_from: hidden_act {config.hidden_act!r} is not gelu, which is what the encoder has")
-    if not getattr(config, "qkv_bias", True):
-        raise ValueError("init_from: qkv_bias false: the encoder has biases")
+def native_of(model) -> Native:
+    """The configuration that a published model brought. Its own version and type are written anew at export."""
+    config = copy.deepcopy(model.config).to_dict()
+    for name in ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"):
+        config.pop(name, None)
+    return Native(config, architecture=type(model).__name__)
+
+
+def settings_of(config, path: str = "") -> dict[str, Any]:
+    """The architecture's fields as most configurations name them."""
+    activations = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "silu": "silu"}
+    if config.hidden_act not in activations:
+        raise ValueError(f"init_from: hidden_act {config.hidden_act!r} is not one of {', '.join(activations)}")
     return {
         "width": config.hidden_size,
         "depth": config.num_hidden_layers,
         "heads": config.num_attention_heads,
-        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "hidden": config.intermediate_size,
+        "activation": activations[config.hidden_act],
         "eps": config.layer_norm_eps,
     }
 
 
-def config_settings(backbone: Backbone) -> dict[str, Any]:
-    """The same settings, as those configs want them. No dropout: none was trained with."""
-    encoder = backbone.encoder
+def fields_of(made: Architecture) -> dict[str, Any]:
+    """The same fields, as those configurations want them."""
     return {
-        "hidden_size": encoder.width,
-        "num_hidden_layers": encoder.depth,
-        "num_attention_heads": encoder.heads,
-        "intermediate_size": encoder.blocks[0].mlp.up.out_features,
-        "layer_norm_eps": encoder.eps,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
+        "hidden_size": made.width,
+        "num_hidden_layers": made.depth,
+        "num_attention_heads": made.heads,
+        "intermediate_size": made.hidden,
+        "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}[made.activation],
+        "layer_norm_eps": made.eps,
     }
+
+
+def require(backbone: Backbone, family: str, **fixed: Any) -> None:
+    """Refuse to export an encoder that the native class cannot express."""
+    made = backbone.encoder.architecture
+    for name, value in fixed.items():
+        if getattr(made, name) != value:
+            raise ValueError(f"encoder.{name} {getattr(made, name)!r}: the native class {family} has {value!r} only")

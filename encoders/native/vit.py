@@ -1,17 +1,86 @@
-"""ViT: `ViTModel`, `ViTForImageClassification`, `ViTForMaskedImageModeling`; also starts from `vit_mae`."""
+"""ViT: `ViTModel`, `ViTForImageClassification`, `ViTForMaskedImageModeling`; and `vit_mae`, which goes out as ViT."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from encoders.backbone import Backbone
-from encoders.native.base import Family, Start, config_settings, from_pretrained, trunk_settings
+from encoders.embeddings import GridEmbedding, GridVariant
+from encoders.encoder import BIASES, Architecture
+from encoders.native.base import (
+    Family,
+    Pair,
+    Start,
+    copy_in,
+    fields_of,
+    from_pretrained,
+    leaves,
+    native_of,
+    require,
+    settings_of,
+)
+from encoders.positions import resample
+from modalities import Grid
+
+PROJECTION = "embeddings.patch_embeddings.projection"
+TABLE = "embeddings.position_embeddings"
 
 
-class ViT(Family):
+class GridFamily(Family):
+    """What families of pictures and spectrograms share: a kernel that projects a piece, and a table of places."""
+
+    auto_classes = "AutoModelForImageClassification, AutoImageProcessor"
+    projection = PROJECTION
+    table = TABLE
+    lead_names: tuple[str, ...] = ("embeddings.cls_token",)
+    variant = GridVariant()
+    antialias = False  # of the native interpolation of places
+
+    def embedding(self, modality: Grid, made: Architecture) -> GridEmbedding:
+        return GridEmbedding(modality, made, self.variant)
+
+    def pairs(self, backbone: Backbone) -> Iterator[Pair]:
+        yield from super().pairs(backbone)
+        yield from leaves("embedding.projection", self.projection)
+        yield ("embedding.lead_content",), self.lead_names
+        yield ("embedding.lead_place", "embedding.positions.table"), (self.table,)
+        yield ("embedding.hidden",), ("embeddings.mask_token",)
+
+    def inward(self, state: dict[str, Tensor], start: Start, backbone: Backbone) -> None:
+        embedding = backbone.embedding
+        if self.table in state and embedding.variant.table:
+            state[self.table] = self.resized(state[self.table], self.extent_of(start), embedding)
+        kernel, bias = state[f"{self.projection}.weight"], state[f"{self.projection}.bias"]
+        state[f"{self.projection}.weight"], state[f"{self.projection}.bias"] = self.channels(kernel, bias, backbone)
+
+    def resized(self, table: Tensor, extent: tuple[int, int], embedding: GridEmbedding) -> Tensor:
+        """The native table for another grid, as the native class interpolates it, once."""
+        grid = embedding.positions.extent
+        if extent == grid:
+            return table
+        leads = table.shape[1] - extent[0] * extent[1]
+        return torch.cat([table[0, :leads], resample(table[0, leads:], extent, grid, self.antialias)])[None]
+
+    def extent_of(self, start: Start) -> tuple[int, int]:
+        """Grid of the checkpoint's table."""
+        size, patch = start.native.config["image_size"], start.native.config["patch_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return height // patch, width // patch
+
+    def channels(self, kernel: Tensor, bias: Tensor, backbone: Backbone) -> tuple[Tensor, Tensor]:
+        """The native kernel `[d c h w]` and bias as they are; families of pictures fold other channels in."""
+        return kernel, bias
+
+
+class ViT(GridFamily):
+    name = "vit"
     modality = "image"
-    model_types = ("vit", "vit_mae")
-    block = {
+    pooling = "lead"
+    config_class, base_class, classifier = "ViTConfig", "ViTModel", "ViTForImageClassification"
+    trunk = {
         "norm1": "layers.{}.layernorm_before",
         "attention.qkv": (
             "layers.{}.attention.q_proj",
@@ -23,144 +92,128 @@ class ViT(Family):
         "mlp.up": "layers.{}.mlp.fc1",
         "mlp.down": "layers.{}.mlp.fc2",
     }
-    norm = "layernorm"
-    auto_classes = "AutoModelForImageClassification, AutoImageProcessor"
+    ends = {"encoder.norm": "layernorm"}
 
     def pipeline_tag(self, model) -> str:
         return "image-feature-extraction"
 
-    def native(self, backbone: Backbone, head: nn.Module | None):
-        from transformers import ViTConfig, ViTForMaskedImageModeling, ViTModel
+    def settings(self, config) -> dict[str, Any]:
+        biases = BIASES if getattr(config, "qkv_bias", True) else ("out", "mlp")
+        return settings_of(config) | {"biases": biases}
 
-        image = backbone.modality
-        config = ViTConfig(
-            **config_settings(backbone),
-            image_size=image.extent[0] if image.extent[0] == image.extent[1] else list(image.extent),
-            patch_size=image.tile[0],
-            num_channels=image.channels,
-            encoder_stride=image.tile[0],
-            pooler_act="linear",
-        )
-        if head is None:
-            return ViTModel(config)
-        model = ViTForMaskedImageModeling(config)
-        model.vit = ViTModel(config, use_mask_token=True)  # with a pooler, see `state`
-        return model
+    def fields(self, backbone: Backbone) -> dict[str, Any]:
+        made, image = backbone.encoder.architecture, backbone.modality
+        require(backbone, self.base_class, mlp="plain", order="pre", norm="layer", theta=None, layer_scale=None)
+        return fields_of(made) | {
+            "qkv_bias": "query" in made.biases,
+            "image_size": image.extent[0] if image.extent[0] == image.extent[1] else list(image.extent),
+            "patch_size": image.tile[0],
+            "num_channels": image.channels,
+        }
 
-    def export(self, backbone: Backbone, head: nn.Module | None):
-        """The native model with our weights; of a grid that is not square without the head, whose class wants one."""
+    def without_dropout(self) -> dict[str, Any]:
+        return super().without_dropout() | {"pooler_act": "linear"}  # see `fill`
+
+    def fill(self, backbone: Backbone) -> dict[str, Tensor]:
+        # An identity, so that AutoModel's pooler_output is the CLS, and not a random projection of it.
+        width = backbone.width
+        return {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
+
+    def head_class(self, head: nn.Module) -> str | None:
+        return "ViTForMaskedImageModeling" if isinstance(head, nn.Linear) else None
+
+    def head_pairs(self, head: nn.Module) -> Iterator[Pair]:
+        # A piece's values lie (channel, height, width), as PixelShuffle takes them.
+        yield ("weight",), ("decoder.0.weight",)
+        yield ("bias",), ("decoder.0.bias",)
+
+    def native(self, backbone: Backbone, head: nn.Module | None = None, keep_heads: bool = False):
+        import transformers
+
         height, width = backbone.modality.grid
-        return super().export(backbone, head if height == width else None)
-
-    def state(self, backbone: Backbone, head: nn.Module | None) -> dict[str, Tensor]:
-        image, width = backbone.modality, backbone.width
-        prefix = "" if head is None else "vit."
-        place = torch.cat([image.lead_place, image.positions.table])
-        state = self.trunk(backbone.encoder, prefix) | {
-            f"{prefix}embeddings.cls_token": image.lead_content[None],
-            f"{prefix}embeddings.position_embeddings": place[None],
-            f"{prefix}embeddings.patch_embeddings.projection.weight": rearrange(
-                image.projection.weight, "d (c h w) -> d c h w", c=image.channels, h=image.tile[0]
-            ),
-            f"{prefix}embeddings.patch_embeddings.projection.bias": image.projection.bias,
-            # An identity, so that AutoModel's pooler_output is the CLS, and not a random projection of it.
-            f"{prefix}pooler.dense.weight": torch.eye(width),
-            f"{prefix}pooler.dense.bias": torch.zeros(width),
-        }
-        if head is None:
-            return state
-        return state | {
-            "vit.embeddings.mask_token": image.hidden[None, None],
-            # A piece's values lie (channel, height, width), as PixelShuffle takes them.
-            "decoder.0.weight": head.weight[..., None, None],
-            "decoder.0.bias": head.bias,
-        }
+        model = super().native(backbone, head if height == width else None, keep_heads)  # the class wants a square
+        if type(model).__name__ == "ViTForMaskedImageModeling":
+            model.config.encoder_stride = backbone.modality.tile[0]
+            model = type(model)(model.config)
+            model.vit = transformers.ViTModel(model.config, use_mask_token=True)  # with a pooler, see `fill`
+        return model
 
     def start(self, path: str, **hub) -> Start:
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(path, **hub)
-        usual = "ViTMAEForPreTraining" if config.model_type == "vit_mae" else "ViTModel"
-        other = {"ViTMAEModel", "ViTForMaskedImageModeling"} & set(config.architectures or ())
-        model = from_pretrained(getattr(transformers, other.pop() if other else usual), path, **hub)
+        model = from_pretrained(self, path, **hub)
+        config = model.config
         size = config.image_size
         settings = {
             "image_size": size if isinstance(size, int) else tuple(size),
             "patch_size": config.patch_size,
             "channels": config.num_channels,
-            "positions": "fixed" if config.model_type == "vit_mae" else "learned",
+            "positions": "learned",
         }
         try:
             processor = transformers.AutoImageProcessor.from_pretrained(path, **hub)
         except (OSError, ValueError):  # some publish none
             print(f"init_from {path}: no processor there; modality.mean and modality.std stay as they are", flush=True)
+            processor = None
         else:
             normal = processor.do_normalize
             settings["mean"] = list(processor.image_mean) if normal else 0.0
             settings["std"] = list(processor.image_std) if normal else 1.0
-        decoder = {}
-        if config.model_type == "vit_mae":
-            decoder = {
-                "decoder_width": config.decoder_hidden_size,
-                "decoder_depth": config.decoder_num_hidden_layers,
-                "decoder_heads": config.decoder_num_attention_heads,
-            }
-        return Start(settings, trunk_settings(config), model, decoder)
+        return Start(self, settings, self.settings(config), native_of(model), model, processor=processor)
 
-    def load(self, start: Start, objective: nn.Module) -> list[str]:
-        backbone = objective.backbone
-        image, state = backbone.modality, dict(start.model.state_dict())
-        prefix = "vit." if any(k.startswith("vit.") for k in state) else ""
-        self.load_trunk(state, backbone.encoder, prefix)
-        embeddings = f"{prefix}embeddings."
-        place = state.pop(embeddings + "position_embeddings")[0]
-        with torch.no_grad():
-            image.lead_content.copy_(state.pop(embeddings + "cls_token")[0])
-            image.lead_place.copy_(place[: image.leads])
-            image.positions.table.copy_(place[image.leads :])
-            image.projection.weight.copy_(state.pop(embeddings + "patch_embeddings.projection.weight").flatten(1))
-            image.projection.bias.copy_(state.pop(embeddings + "patch_embeddings.projection.bias"))
-            if embeddings + "mask_token" in state:
-                image.hidden.copy_(state.pop(embeddings + "mask_token")[0, 0])
-            if "decoder.0.weight" in state and objective.head is not None:
-                objective.head.weight.copy_(state.pop("decoder.0.weight")[..., 0, 0])
-                objective.head.bias.copy_(state.pop("decoder.0.bias"))
-            decoder = getattr(objective, "decoder", None)
-            if "decoder.mask_token" in state and decoder is not None:
-                if self._decoder_size(start.model.config) == self._size(decoder):
-                    self._load_decoder(state, objective)
-                else:
-                    print("init_from: the decoder there has another size, so the decoder starts fresh", flush=True)
-        return [k for k in state if "pooler" not in k]
 
-    @staticmethod
-    def _decoder_size(config) -> tuple[int, ...]:
-        return (
+class ViTMAE(ViT):
+    """The encoder of a masked autoencoder (He et al. 2022). It has no classifier, so it goes out as `vit`."""
+
+    name = "vit_mae"
+    config_class, base_class, classifier = "ViTMAEConfig", "ViTMAEModel", None
+
+    def export(self, backbone: Backbone, head: nn.Module | None = None, keep_heads: bool = False):
+        return super().export(backbone, head, True) if keep_heads else ViT().export(backbone, head)
+
+    def start(self, path: str, **hub) -> Start:
+        start = super().start(path, **hub)
+        config = start.model.config
+        start.modality["positions"] = "fixed"
+        start.objective = {
+            "decoder_width": config.decoder_hidden_size,
+            "decoder_depth": config.decoder_num_hidden_layers,
+            "decoder_heads": config.decoder_num_attention_heads,
+        }
+        return start
+
+    def load_heads(self, start: Start, objective: nn.Module) -> None:
+        """The decoder, into an objective that has one of the same size."""
+        state, decoder = start.model.state_dict(), getattr(objective, "decoder", None)
+        if "decoder.mask_token" not in state or decoder is None:
+            return
+        config, made = start.model.config, decoder.architecture
+        there = (
             config.decoder_hidden_size,
             config.decoder_num_hidden_layers,
             config.decoder_num_attention_heads,
             config.decoder_intermediate_size,
         )
+        if there != (made.width, made.depth, made.heads, made.hidden):
+            print("init_from: the decoder there has another size, so the decoder starts fresh", flush=True)
+            return
+        image = objective.backbone.modality
+        for kind in ("weight", "bias"):  # the native target lies (height, width, channel)
+            name = f"decoder.decoder_pred.{kind}"
+            state[name] = rearrange(state[name], "(h w c) ... -> (c h w) ...", h=image.tile[0], w=image.tile[1])
+        state["decoder.decoder_pos_embed"] = state["decoder.decoder_pos_embed"][0, 1:]
+        ours = dict(objective.named_parameters())
+        for mine, theirs in self.decoder_pairs(made.depth):
+            copy_in(ours, state, mine, theirs)
 
-    @staticmethod
-    def _size(decoder: nn.Module) -> tuple[int, ...]:
-        return decoder.width, decoder.depth, decoder.heads, decoder.blocks[0].mlp.up.out_features
-
-    def _load_decoder(self, state: dict[str, Tensor], objective: nn.Module) -> None:
-        decoder = {
-            k.replace("decoder.decoder_layers.", "layers.").replace("decoder.decoder_norm.", "layernorm."): k
-            for k in list(state)
-            if k.startswith(("decoder.decoder_layers.", "decoder.decoder_norm."))
-        }
-        self.load_trunk({name: state.pop(k) for name, k in decoder.items()}, objective.decoder)
-        for ours, native in ((objective.embed, "decoder_embed"), (objective.predict, "decoder_pred")):
-            weight, bias = state.pop(f"decoder.{native}.weight"), state.pop(f"decoder.{native}.bias")
-            if native == "decoder_pred":  # the native target lies (height, width, channel)
-                image = objective.backbone.modality
-                weight, bias = (
-                    rearrange(t, "(h w c) ... -> (c h w) ...", h=image.tile[0], w=image.tile[1]) for t in (weight, bias)
-                )
-            ours.weight.copy_(weight)
-            ours.bias.copy_(bias)
-        objective.hidden.copy_(state.pop("decoder.mask_token")[0, 0])
-        objective.places.table.copy_(state.pop("decoder.decoder_pos_embed")[0, 1:])
+    def decoder_pairs(self, depth: int) -> Iterator[Pair]:
+        for number in range(depth):
+            for ours, native in self.trunk.items():
+                names = (native,) if isinstance(native, str) else native
+                names = tuple(f"decoder.decoder_{name}" for name in names)
+                yield from leaves(f"decoder.blocks.{number}.{ours}", names, number)
+        yield from leaves("decoder.norm", "decoder.decoder_norm")
+        yield from leaves("embed", "decoder.decoder_embed")
+        yield from leaves("predict", "decoder.decoder_pred")
+        yield ("hidden",), ("decoder.mask_token",)
+        yield ("places.table",), ("decoder.decoder_pos_embed",)

@@ -5,19 +5,16 @@ import torch
 from torch import nn
 
 from encoders.backbone import Backbone
-from encoders.encoder import Encoder
-from encoders.native import family_of, load, start_from
-from encoders.native.ast import AST
+from encoders.native import FAMILIES, make, start_from
 from modalities.audio import Audio, padded
-from modalities.base import EVALUATION
-from objectives.base import Objective
 
+AST = FAMILIES["audio-spectrogram-transformer"]
 TILES = [(16, 16), (128, 4), (32, 8)]
 
 
 def backbone(tile, seed=0) -> Backbone:
     torch.manual_seed(seed)
-    made = Backbone(Audio(0.6, tile=tile, positions="learned", mean=-4.0, std=3.0), Encoder(32, 2, 4))
+    made = make(Audio(0.6, tile=tile, positions="learned", mean=-4.0, std=3.0), width=32, depth=2, heads=4)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -25,7 +22,7 @@ def backbone(tile, seed=0) -> Backbone:
 
 
 def exported(model: Backbone, folder) -> None:
-    AST().export(model, None).save_pretrained(folder)
+    AST.export(model, None).save_pretrained(folder)
     model.modality.save(str(folder))
 
 
@@ -43,7 +40,7 @@ def test_export_is_equal_from_waveform_to_hidden_states(tile, tmp_path):
     view = ours.modality.prepare(ours.modality.collate(samples, torch.arange(3)))
     with torch.no_grad():
         theirs = native(**inputs, output_hidden_states=True)
-        layers = ours.encoder(ours.tokens(view)[0], every_layer=True)
+        layers = ours.encoder(*ours.tokens(view), every_layer=True)
         pooled = ours(view)
     torch.testing.assert_close(layers[-1], theirs.last_hidden_state, atol=1e-5, rtol=0)
     for mine, its in zip(layers[:-1], theirs.hidden_states[:-1], strict=True):
@@ -72,11 +69,11 @@ def test_native_to_ours_to_native_is_equal_bit_for_bit(tile, source, tmp_path):
     native.save_pretrained(first)
     base = getattr(native, "audio_spectrogram_transformer", native)
 
-    family, start = start_from(str(first), "audio")
-    assert family is family_of("audio")
+    start = start_from(str(first), "audio")
+    assert start.family is AST
     assert (start.modality["mean"], start.modality["std"], start.modality["tile"]) == (-4.0, 3.0, tile)
-    ours = Backbone(Audio(**start.modality), Encoder(**start.encoder))
-    load(family, start, Objective(ours, (EVALUATION,)))
+    ours = make(Audio(**start.modality), **start.encoder)
+    start.load(ours)
     exported(ours, second)
     again = transformers.ASTModel.from_pretrained(second)
     states = base.state_dict(), again.state_dict()
@@ -87,7 +84,7 @@ def test_native_to_ours_to_native_is_equal_bit_for_bit(tile, source, tmp_path):
 
 def test_head_stays_behind():
     ours = backbone((16, 16))
-    assert type(AST().export(ours, nn.Linear(32, 256))).__name__ == "ASTModel"
+    assert type(AST.export(ours, nn.Linear(32, 256))).__name__ == "ASTModel"
 
 
 @pytest.mark.parametrize("stride", [10, 20])

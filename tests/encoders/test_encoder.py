@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention
 
-from encoders import Encoder, encoder
+from encoders import Architecture, Encoder, encoder
 
 
 @pytest.mark.parametrize("wanted", [None, 40])
 def test_flex_attention_gives_the_vectors_and_gradients_of_the_mask(monkeypatch, wanted):
     torch.manual_seed(0)
-    made = Encoder(64, 2, 2)
+    made = Encoder(Architecture(64, 2, 2))
     tokens = torch.randn(5, 150, 64)
     segment = torch.randint(0, 4, (5, 150)).sort(1).values
     weight = torch.randn(5, wanted or 150, 64)
@@ -31,7 +31,7 @@ def test_flex_attention_gives_the_vectors_and_gradients_of_the_mask(monkeypatch,
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_compiled_on_a_gpu_packed_rows_give_the_vectors_of_a_cpu():
     torch.manual_seed(0)
-    made = Encoder(64, 2, 2)
+    made = Encoder(Architecture(64, 2, 2))
     tokens, weight = torch.randn(2, 5, 300, 64)
     segment = torch.randint(0, 4, (5, 300)).sort(1).values
     expected = made(tokens, segment)

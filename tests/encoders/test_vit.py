@@ -12,10 +12,9 @@ from finished import finished
 from PIL import Image as pillow
 from safetensors.torch import load_file, save_file
 
-from encoders import Backbone, Encoder
-from encoders.native import family_of, load, start_from
+from encoders.native import make, start_from
 from export import export
-from modalities import EVALUATION, Image
+from modalities import EVALUATION, Image, View
 from objectives import MAE, Masked, SimCLR
 
 SIZES = {"hidden_size": 44, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 49}
@@ -49,11 +48,12 @@ def published(folder, name: str, **settings):
 
 
 def started(folder, kind, **settings):
-    family, start = start_from(str(folder), "image")
-    assert family is family_of("image")
-    objective = kind(Backbone(Image(**start.modality), Encoder(**start.encoder)), **settings)
-    load(family, start, objective)
-    return family, objective
+    start = start_from(str(folder), "image")
+    backbone = make(Image(**start.modality), start.family.name, **start.encoder)
+    start.load(backbone)
+    objective = kind(backbone, **settings)
+    start.load_heads(objective)
+    return start.family, objective
 
 
 @pytest.mark.parametrize("size", [16, (8, 16)])
@@ -79,23 +79,25 @@ def test_native_to_ours_to_native_is_equal_bit_for_bit(name, size, tmp_path):
 
 def test_a_whole_mae_comes_over(tmp_path):
     published(tmp_path, "ViTMAEForPreTraining")
-    _, start = start_from(str(tmp_path), "image")
-    family, objective = started(tmp_path, MAE, **start.objective)
-    again = start.model.state_dict()
-    trunk = family.trunk(objective.decoder)
-    for key in again:
-        if key.startswith("decoder.decoder_layers."):
-            assert torch.equal(trunk[key.replace("decoder.decoder_", "", 1)], again[key]), key
+    start = start_from(str(tmp_path), "image")
+    _, objective = started(tmp_path, MAE, **start.objective)
+    again, block = start.model.state_dict(), objective.decoder.blocks[1]
+    native = "decoder.decoder_layers.1."
+    for kind in ("weight", "bias"):
+        assert torch.equal(block.mlp.up.get_parameter(kind), again[f"{native}mlp.fc1.{kind}"])
+        query = again[f"{native}attention.q_proj.{kind}"]
+        assert torch.equal(block.attention.qkv.get_parameter(kind)[: len(query)], query)
+        assert torch.equal(objective.embed.get_parameter(kind), again[f"decoder.decoder_embed.{kind}"])
     assert torch.equal(objective.places.table, again["decoder.decoder_pos_embed"][0, 1:])
     assert torch.equal(objective.hidden, again["decoder.mask_token"][0, 0])
     assert not objective.places.table.requires_grad  # fixed, as the positions of the encoder
-    assert not objective.backbone.modality.positions.table.requires_grad
+    assert not objective.backbone.embedding.positions.table.requires_grad
 
 
 @pytest.mark.parametrize("other", [{"decoder_width": 32}, {"decoder_depth": 2}, {"decoder_heads": 2}])
 def test_a_decoder_of_another_size_starts_fresh_and_says_so(other, tmp_path, capsys):
     published(tmp_path, "ViTMAEForPreTraining")
-    _, start = start_from(str(tmp_path), "image")
+    start = start_from(str(tmp_path), "image")
     _, objective = started(tmp_path, MAE, **start.objective | other)
     assert "the decoder starts fresh" in capsys.readouterr().out
     native = start.model.state_dict()["vit.layers.0.mlp.fc1.weight"]
@@ -118,9 +120,10 @@ def test_the_processor_comes_along(normal, tmp_path):
     image = objective.backbone.modality
     array = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     theirs = processor(pillow.fromarray(array), return_tensors="pt")["pixel_values"]
-    view = image.prepare({"data": image.view(pillow.fromarray(array), EVALUATION, 0)["data"][None]})
+    data = image.view(pillow.fromarray(array), EVALUATION, 0)["data"][None]
+    view = image.prepare(View(data=data, seed=torch.zeros(1, dtype=torch.long)))
     ours = image.cut(theirs)["data"]
-    assert torch.equal(view["data"], ours) if normal else torch.allclose(view["data"], ours, atol=1e-6)
+    assert torch.equal(view.data, ours) if normal else torch.allclose(view.data, ours, atol=1e-6)
     assert image.mean == (IMAGENET["image_mean"] if normal else [0.0] * 3)
 
 
@@ -135,18 +138,18 @@ def test_without_a_processor_defaults_stand(tmp_path, capsys):
 def test_others_are_refused(tmp_path):
     with pytest.raises(ValueError, match="init_from .*nowhere: no such folder"):
         start_from(str(tmp_path / "nowhere"), "image")
-    transformers.BertConfig().save_pretrained(tmp_path / "bert")
+    transformers.GPT2Config().save_pretrained(tmp_path / "other")
     known = "known are vit, vit_mae, audio-spectrogram-transformer, roberta-prelayernorm"
-    with pytest.raises(ValueError, match=f"of the family 'bert'; {known}"):
-        start_from(str(tmp_path / "bert"), "image")
-    (tmp_path / "bert" / "config.json").write_text('{"model_type": "somebody_s_own"}')
+    with pytest.raises(ValueError, match=f"of the family 'gpt2'; {known}"):
+        start_from(str(tmp_path / "other"), "image")
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "somebody_s_own"}')
     with pytest.raises(ValueError, match=known):
-        start_from(str(tmp_path / "bert"), "image")
+        start_from(str(tmp_path / "other"), "image")
     published(tmp_path / "vit", "ViTModel")
     with pytest.raises(ValueError, match="is of modality image, the run is of text"):
         start_from(str(tmp_path / "vit"), "text")
     published(tmp_path / "relu", "ViTModel", hidden_act="relu")
-    with pytest.raises(ValueError, match="hidden_act 'relu' is not gelu"):
+    with pytest.raises(ValueError, match="hidden_act 'relu' is not one of gelu"):
         start_from(str(tmp_path / "relu"), "image")
 
 
@@ -223,5 +226,5 @@ def test_a_run_starts_from_an_export(modality, objective, tmp_path, launch):
     weights = load_file(tmp_path / "second" / "checkpoint-2" / "model.safetensors")
     for name, parameter in made.named_parameters():
         # No native class has a head for sound, nor the token that hides it.
-        if modality != "audio" or name.startswith("backbone.") and name != "backbone.modality.hidden":
+        if modality != "audio" or name.startswith("backbone.") and name != "backbone.embedding.hidden":
             assert (weights[name] - parameter).abs().max() < 1e-5, name

@@ -11,7 +11,7 @@ from finished import finished
 from PIL import Image
 
 import probe
-from encoders.backbone import pool_leads, pool_pieces
+from encoders.backbone import pool
 from evaluation import probes
 from evaluation.features import extract
 from evaluation.finetune import finetune
@@ -53,8 +53,8 @@ def test_features_are_those_of_each_sample_alone(name, tmp_path):
             view = modality.prepare(modality.collate([made], torch.zeros(1, dtype=torch.long)))
             with torch.no_grad():
                 encoded = backbone.encode(view)
-                for pooling, pool in (("native", pool_leads), ("mean", pool_pieces)):
-                    found[pooling].append(pool(encoded, view)[0].numpy())
+                for pooling, kind in (("native", backbone.pooling), ("mean", "pieces")):
+                    found[pooling].append(pool(encoded, view, kind)[0].numpy())
         for pooling, vectors in found.items():
             np.testing.assert_allclose(features[pooling][i], np.mean(vectors, axis=0), atol=2e-5)
 

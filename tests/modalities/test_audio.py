@@ -8,9 +8,10 @@ import torch
 from einops import rearrange
 from support import encoded, tone
 
+from encoders.native import make
+from modalities import EVALUATION, ViewSpec
 from modalities.audio import Audio, filterbank
 from modalities.audio_file import RATE
-from modalities.base import EVALUATION, View
 from training.builtin.tones import split
 
 STATISTICS = {"mean": -4.2677393, "std": 4.5689974}
@@ -18,9 +19,7 @@ random = np.random.default_rng(0)
 
 
 def build(**settings) -> Audio:
-    modality = Audio(**(STATISTICS | settings))
-    modality.build(8)
-    return modality
+    return Audio(**(STATISTICS | settings))
 
 
 def prepared(modality, sources, view=EVALUATION, seeds=None):
@@ -33,7 +32,7 @@ def prepared(modality, sources, view=EVALUATION, seeds=None):
 def spectrogram(modality, view):
     """Tiles -> `[B frames bins]`, as the native extractor lays it out."""
     (bands, _), (height, width) = modality.grid, modality.tile
-    return rearrange(view["data"], "b (y x) (h w) -> b (x w) (y h)", y=bands, h=height, w=width)
+    return rearrange(view.data, "b (y x) (h w) -> b (x w) (y h)", y=bands, h=height, w=width)
 
 
 LENGTHS = [400, 401, 559, 560, 800, 3199, 3200, 8000, 12345, 15999, 16000, 16240]
@@ -102,9 +101,9 @@ def test_window_is_whole_tiles():
 def test_tiles_lie_frequency_first_and_padding_is_no_target():
     modality = build(seconds=1.0, tile=(32, 10))
     view = prepared(modality, [encoded(tone(0.5)), encoded(tone(0.05)), encoded(tone(1.2))])
-    assert view["data"].shape == (3, 40, 320)
-    assert view["position"][0, :11].tolist() == [[0, i] for i in range(10)] + [[1, 0]]
-    assert view["valid_frames"].tolist() == [48, 3, 100]
+    assert view.data.shape == (3, 40, 320)
+    assert view.position[0, :11].tolist() == [[0, i] for i in range(10)] + [[1, 0]]
+    assert view.valid_frames.tolist() == [48, 3, 100]
     hideable = modality.hideable(view).view(3, 4, 10)
     assert hideable.sum(-1).tolist() == [[4] * 4, [1] * 4, [10] * 4]
     # Padding is zero before normalising: louder than silence, as the native extractor has it.
@@ -118,9 +117,8 @@ def test_statistics_are_of_the_rows_without_padding():
     with pytest.raises(ValueError, match="modality.mean"):
         modality.processor()
     modality.fit(rows, "audio")
-    modality.build(8)
     view = prepared(modality, [cell["bytes"] for cell in rows["audio"]])
-    valid = torch.cat([s[:n] for s, n in zip(spectrogram(modality, view), view["valid_frames"], strict=True)])
+    valid = torch.cat([s[:n] for s, n in zip(spectrogram(modality, view), view.valid_frames, strict=True)])
     assert valid.mean().abs() < 1e-3 and abs(valid.std() - 0.5) < 1e-3
     silent = Audio(seconds=1.0)
     silent.fit([{"audio": {"bytes": encoded(np.zeros(RATE)), "path": None}}], "audio")
@@ -154,13 +152,13 @@ AUGMENTED = {
 def test_views_depend_on_the_seed_alone(strength):
     modality = build(seconds=1.0, tile=(128, 4), **AUGMENTED)
     sources = [encoded(tone(s, pitch=p)) for s, p in ((0.6, 300), (1.0, 500), (3.0, 700), (0.9, 900))]
-    view = View(scale=(0.6, 1.0), strength=strength)
+    view = ViewSpec(scale=(0.6, 1.0), strength=strength)
     a, b = (prepared(modality, sources, view, [5, 6, 7, 8]) for _ in range(2))
-    assert torch.equal(a["data"], b["data"]) and torch.isfinite(a["data"]).all()
+    assert torch.equal(a.data, b.data) and torch.isfinite(a.data).all()
     swapped = prepared(modality, sources[::-1], view, [8, 7, 6, 5])
-    torch.testing.assert_close(swapped["data"].flip(0), a["data"])
-    other = prepared(modality, sources, View(scale=(0.6, 1.0), strength=strength, index=1), [5, 6, 7, 8])
-    assert all(not torch.equal(x, y) for x, y in zip(a["data"], other["data"], strict=True))
+    torch.testing.assert_close(swapped.data.flip(0), a.data)
+    other = prepared(modality, sources, ViewSpec(scale=(0.6, 1.0), strength=strength, index=1), [5, 6, 7, 8])
+    assert all(not torch.equal(x, y) for x, y in zip(a.data, other.data, strict=True))
 
 
 @pytest.mark.parametrize("name", AUGMENTED)
@@ -168,17 +166,17 @@ def test_each_augmentation_changes_the_view_and_only_where_it_should(name):
     plain, changed = build(seconds=1.0, tile=(128, 4)), build(seconds=1.0, tile=(128, 4), **{name: AUGMENTED[name]})
     sources = [encoded(tone(0.9, pitch=p) + 0.02 * random.standard_normal(14400)) for p in (300, 3000)]
     for strength in ("none", "weak", "strong"):
-        a, b = (prepared(m, sources, View(strength=strength)) for m in (plain, changed))
+        a, b = (prepared(m, sources, ViewSpec(strength=strength)) for m in (plain, changed))
         acts = {"none": False, "weak": name not in ("time_mask", "frequency_mask", "mixup"), "strong": True}[strength]
-        assert torch.equal(a["data"], b["data"]) != acts
-        assert torch.isfinite(b["data"]).all()
+        assert torch.equal(a.data, b.data) != acts
+        assert torch.isfinite(b.data).all()
 
 
 def test_gain_is_in_logarithms_of_energy():
     modality = build(seconds=1.0, tile=(128, 4), gain=1.0)
     source = encoded(0.1 * random.standard_normal(RATE))
     change = [
-        spectrogram(modality, prepared(modality, [source], View(), [s]))
+        spectrogram(modality, prepared(modality, [source], ViewSpec(), [s]))
         - spectrogram(modality, prepared(modality, [source]))
         for s in range(20)
     ]
@@ -190,27 +188,27 @@ def test_mixing_is_in_energy_with_another_clip():
     modality = build(seconds=1.0, tile=(128, 4), mixup=0.5)
     low, high = encoded(tone(pitch=300)), encoded(tone(pitch=3000))
     alone = spectrogram(modality, prepared(modality, [low, high]))
-    mixed = spectrogram(modality, prepared(modality, [low, high], View(strength="strong")))
+    mixed = spectrogram(modality, prepared(modality, [low, high], ViewSpec(strength="strong")))
     # By how much of its energy each peak fell: (1 - share) of the clip's own, share of the other's.
     own, other = alone[0, 50].argmax(), alone[1, 50].argmax()
     fall = (mixed[0, 50] - torch.maximum(*alone[:, 50])) * 2 * STATISTICS["std"]
     assert 0 < fall[other].exp() < 0.5
     assert fall[own].exp() + fall[other].exp() == pytest.approx(1, abs=1e-3)
-    single = prepared(modality, [low], View(strength="strong"))  # nothing to mix with
+    single = prepared(modality, [low], ViewSpec(strength="strong"))  # nothing to mix with
     torch.testing.assert_close(spectrogram(modality, single), alone[:1], atol=1e-5, rtol=0)
 
 
 def test_stretch_moves_the_end():
     modality = build(seconds=1.0, tile=(128, 4), stretch=0.3)
-    valid = [prepared(modality, [encoded(tone(0.6))], View(), [s])["valid_frames"].item() for s in range(20)]
+    valid = [prepared(modality, [encoded(tone(0.6))], ViewSpec(), [s]).valid_frames.item() for s in range(20)]
     assert min(valid) < 55 and max(valid) > 62
 
 
 def test_shorter_views_lie_at_the_head_of_the_window():
     modality = Audio(seconds=1.0, tile=(32, 4), **STATISTICS)
-    modality.build(8)
-    modality.expect((View(size=0.4),))
-    view = prepared(modality, [encoded(tone(1.0))], View(scale=(0.1, 0.4), size=0.4, strength="strong"))
-    assert view["data"].shape[1] == 4 * 10
-    assert view["position"].amax(1).tolist() == [[3, 9]]
-    assert modality.place(view["position"]).shape == (1, 40, 8)
+    view = prepared(modality, [encoded(tone(1.0))], ViewSpec(scale=(0.1, 0.4), size=0.4, strength="strong"))
+    assert view.data.shape[1] == 4 * 10
+    assert view.position.amax(1).tolist() == [[3, 9]]
+    embedding = make(modality, width=8, depth=1, heads=1).embedding
+    whole = embedding.positions.table.view(4, 25, 8)
+    assert torch.equal(embedding.place(view.position, view.grid)[0].view(4, 10, 8), whole[:, :10])

@@ -10,9 +10,9 @@ import soundfile
 import torch
 from support import encoded, tone
 
+from modalities import EVALUATION, BadSample, ViewSpec
 from modalities.audio import Audio
 from modalities.audio_file import RATE, Clip
-from modalities.base import EVALUATION, BadSample, View
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
 random = np.random.default_rng(0)
@@ -20,7 +20,6 @@ random = np.random.default_rng(0)
 
 def build(**settings) -> Audio:
     modality = Audio(**({"mean": -4.2677393, "std": 4.5689974} | settings))
-    modality.build(8)
     return modality
 
 
@@ -44,10 +43,10 @@ def test_long_file_costs_its_window(tmp_path, monkeypatch):
     clip = modality.read(str(path))
     assert read == []
     assert clip.length == math.ceil(count * RATE / rate)
-    views = [modality.view(clip, View(strength="strong", index=i), 3)["data"] for i in range(2)]
+    views = [modality.view(clip, ViewSpec(strength="strong", index=i), 3)["data"] for i in range(2)]
     assert len(read) == 1 and read[0] <= math.ceil(modality.window * rate / RATE)  # both views are of one window
     assert torch.equal(*views)
-    starts = {modality.view(clip, View(), seed)["data"].numpy().tobytes() for seed in range(10)}
+    starts = {modality.view(clip, ViewSpec(), seed)["data"].numpy().tobytes() for seed in range(10)}
     assert len(starts) > 5
     centre = modality.view(clip, EVALUATION, 0)["data"].numpy()
     pitch = np.abs(np.fft.rfft(centre[:RATE])).argmax()
@@ -170,7 +169,7 @@ def test_case(case):
     assert low <= len(good) <= high, bad
     assert len(good) + len(bad) == expected["good"] + expected["bad"]
     batch = modality.prepare(modality.collate(list(good.values()), torch.arange(len(good))))
-    assert torch.isfinite(batch["data"]).all()
+    assert torch.isfinite(batch.data).all()
     exact = expected.get("exact", {})
     assert set(exact.get("always_bad", [])) | set(exact.get("bad_files", [])) <= bad.keys()
     for name in exact.get("files", []):

@@ -6,9 +6,8 @@ import pytest
 import torch
 from support import NOUNS, sentences
 
-from encoders import Backbone, Encoder
-from encoders.backbone import keep
-from modalities import EVALUATION, BadSample, Text, View
+from encoders.native import make
+from modalities import EVALUATION, BadSample, Text, View, ViewSpec
 from modalities.text import pack, pack_fixed, span
 from modalities.tokenizer import clean
 from objectives import BYOL, MAE, Masked, SimCLR, masking
@@ -28,7 +27,7 @@ def text():
 @pytest.fixture(scope="module")
 def backbone(text):
     torch.manual_seed(0)
-    made = Backbone(text, Encoder(32, 2, 2))
+    made = make(text, width=32, depth=2, heads=2)
     for parameter in made.parameters():  # from their small initial values differences would not show
         torch.nn.init.normal_(parameter, std=0.2)
     return made
@@ -39,23 +38,32 @@ def batch(text, texts, view=EVALUATION, first=0):
     return made, torch.arange(first, first + len(texts))
 
 
+def laid(text, samples, seed):
+    """A packed view, as an objective gets it."""
+    return text.prepare(text.collate(samples, seed))
+
+
 def padded(text, samples, seed, rows=None):
     """A view with one sample a row, padded to the longest; or in the given rows."""
     lengths = [len(s["data"]) for s in samples]
     rows = rows or [[i] for i in range(len(samples))]
     shape = (len(rows), max(sum(lengths[i] for i in row) for row in rows) + 3)
-    view = {k: torch.zeros(shape, dtype=torch.long) for k in ("position", "segment", "group")}
-    view["data"] = torch.full(shape, text.padding)
-    view["samples"] = torch.tensor([[i + 1 for i in row] + [0] * (max(map(len, rows)) - len(row)) for row in rows])
+    view = View(
+        data=torch.full(shape, text.padding),
+        seed=seed,
+        position=torch.zeros(*shape, 1, dtype=torch.long),
+        segment=torch.zeros(shape, dtype=torch.long),
+        samples=torch.tensor([[i + 1 for i in row] + [0] * (max(map(len, rows)) - len(row)) for row in rows]),
+        identity=torch.arange(len(samples)),
+        group=torch.zeros(shape, dtype=torch.long) if text.whole_words else None,
+    )
     for r, row in enumerate(rows):
         start = 0
         for i in row:
             here = slice(start, start := start + lengths[i])
-            view["data"][r, here], view["segment"][r, here] = samples[i]["data"], i + 1
-            view["position"][r, here] = torch.arange(lengths[i])
-    if not text.whole_words:
-        del view["group"]
-    return view | {"position": view["position"][..., None], "seed": seed, "identity": torch.arange(len(samples))}
+            view.data[r, here], view.segment[r, here] = samples[i]["data"], i + 1
+            view.position[r, here, 0] = torch.arange(lengths[i])
+    return text.prepare(view)
 
 
 # Windows
@@ -113,7 +121,7 @@ def test_split_views_are_disjoint_complete_and_never_empty(text, length):
     sample = {"ids": np.arange(10, 10 + length), "starts": np.ones(length, dtype=bool)}
     seen = set()
     for seed in range(60):
-        one, two = (text.view(sample, View(strength="strong", index=i), seed)["data"].tolist() for i in (0, 1))
+        one, two = (text.view(sample, ViewSpec(strength="strong", index=i), seed)["data"].tolist() for i in (0, 1))
         assert one[-1] == two[-1] == text.last and len(one) > 1 and len(two) > 1
         assert one == sorted(one[:-1]) + [text.last]
         if length > 1:
@@ -137,14 +145,14 @@ def test_scale_deletion_and_identity(text):
     cropping = Text(vocab_size=400, max_length=48, augmentation="span", deletion=0.3)
     cropping.fit(rows_of(sentences(200)), "text")
     sample = cropping.read(" ".join(NOUNS[:14]))
-    made = [cropping.view(sample, View(scale=(0.5, 0.9), strength="strong", index=i), 3) for i in (0, 1)]
+    made = [cropping.view(sample, ViewSpec(scale=(0.5, 0.9), strength="strong", index=i), 3) for i in (0, 1)]
     assert made[0]["data"].tolist() != made[1]["data"].tolist()
     assert made[0]["identity"] == made[1]["identity"] != text.view(text.read("river"), EVALUATION, 0)["identity"]
-    sizes = [len(cropping.view(sample, View(strength="strong"), s)["data"]) - 1 for s in range(300)]
+    sizes = [len(cropping.view(sample, ViewSpec(strength="strong"), s)["data"]) - 1 for s in range(300)]
     assert np.mean(sizes) / len(sample["ids"]) == pytest.approx(0.7, abs=0.03)
     short = {"ids": np.array([9]), "starts": np.array([True])}
-    assert all(len(cropping.view(short, View(strength="strong"), s)["data"]) == 2 for s in range(50))
-    weak = text.view(sample, View(scale=(0.5, 0.5)), 0)["data"]
+    assert all(len(cropping.view(short, ViewSpec(strength="strong"), s)["data"]) == 2 for s in range(50))
+    weak = text.view(sample, ViewSpec(scale=(0.5, 0.5)), 0)["data"]
     assert len(weak) - 1 == pytest.approx(len(sample["ids"]) / 2, abs=4)
 
 
@@ -184,23 +192,23 @@ def test_rows_of_a_fixed_length_lose_nothing_and_fill_up_with_the_batch():
 
 def test_row_length_gives_the_same_vectors_in_rows_of_one_length(text, backbone, monkeypatch):
     samples, seed = batch(text, sentences(24))
-    free = backbone(text.collate(samples, seed))
+    free = backbone(laid(text, samples, seed))
     monkeypatch.setattr(text, "row_length", 64)
-    view = text.collate(samples, seed)
-    assert view["data"].shape[1] + view["samples"].shape[1] == 64
+    view = laid(text, samples, seed)
+    assert view.data.shape[1] + view.samples.shape[1] == 64
     torch.testing.assert_close(backbone(view), free, rtol=1e-5, atol=1e-5)
 
 
 def test_equal_packed_padded_and_alone(text, backbone):
     samples, seed = batch(text, sentences(24))
-    packed, plain = text.collate(samples, seed), padded(text, samples, seed)
-    assert len(packed["data"]) < len(plain["data"])
+    packed, plain = laid(text, samples, seed), padded(text, samples, seed)
+    assert len(packed.data) < len(plain.data)
     with torch.no_grad():
         pooled = backbone(packed)
         torch.testing.assert_close(pooled, backbone(plain), atol=1e-5, rtol=1e-5)
         for i, sample in enumerate(samples):
-            alone = {"data": sample["data"][None], "seed": seed[i : i + 1]}
-            alone["position"] = torch.arange(len(sample["data"]))[None, :, None]
+            position = torch.arange(len(sample["data"]))[None, :, None]
+            alone = View(data=sample["data"][None], seed=seed[i : i + 1], position=position)
             torch.testing.assert_close(pooled[i : i + 1], backbone(alone), atol=1e-5, rtol=1e-5)
 
 
@@ -212,13 +220,13 @@ def test_losses_are_equal_packed_padded_and_alone(text, backbone, objective, kin
     samples, seed = batch(text, [t for t in sentences(40) if len(t.split()) > 1], first=100)
     order = np.random.default_rng(0).permutation(len(samples)).tolist()
     others = [order[i : i + 3] for i in range(0, len(order), 3)]
-    views = [text.collate(samples, seed), padded(text, samples, seed), padded(text, samples, seed, others)]
+    views = [laid(text, samples, seed), padded(text, samples, seed), padded(text, samples, seed, others)]
     with torch.no_grad():
         losses = torch.stack([model([view])["loss"] for view in views])
         torch.testing.assert_close(losses, losses[:1].expand(3), atol=1e-5, rtol=1e-5)
         total = hidden = 0
         for i, sample in enumerate(samples):  # the batch's loss is the mean over its hidden pieces
-            view = text.collate([sample], seed[i : i + 1])
+            view = laid(text, [sample], seed[i : i + 1])
             count = masking.hide(view, 0.4, kind, 3, text.hideable(view)).sum()
             total, hidden = total + model([view])["loss"] * count, hidden + count
         torch.testing.assert_close(total / hidden, losses[0], atol=1e-5, rtol=1e-5)
@@ -230,8 +238,8 @@ def test_objectives_of_pooled_views_are_equal_packed_and_padded(text, backbone, 
     model = objective(backbone, head_hidden=32, head_out=16)
     texts = sentences(12)
     losses = []
-    for collate in (text.collate, lambda samples, seed: padded(text, samples, seed)):
-        views = [collate(*batch(text, texts, view)) for view in model.views]
+    for lay_out in (laid, padded):
+        views = [lay_out(text, *batch(text, texts, view)) for view in model.views]
         losses.append(model(views)["loss"])
         losses[-1].backward()
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
@@ -246,17 +254,15 @@ def test_masks_do_not_depend_on_packing_and_spare_specials(text, backbone, kind)
     samples, seed = batch(text, texts)
     masks = []
     for view in (
-        text.collate(samples, seed),
+        laid(text, samples, seed),
         padded(text, samples, seed),
         padded(text, samples, seed, [list(range(31))]),
     ):
         hide = masking.hide(view, 0.3, kind, 3, text.hideable(view))
-        assert not (hide & (view["segment"] == 0)).any()
-        ids = view["data"][hide].tolist()
+        assert not (hide & (view.segment == 0)).any()
+        ids = view.data[hide].tolist()
         assert not set(ids) & set(text.tokenizer.all_special_ids)
-        places = [
-            frozenset(view["position"][..., 0][hide & (view["segment"] == i + 1)].tolist()) for i in range(len(texts))
-        ]
+        places = [frozenset(view.position[..., 0][hide & (view.segment == i + 1)].tolist()) for i in range(len(texts))]
         assert all(places), "a text without a target"
         masks.append(places)
     assert masks[0] == masks[1] == masks[2]
@@ -266,7 +272,7 @@ def test_masks_do_not_depend_on_packing_and_spare_specials(text, backbone, kind)
 
 def test_masks_are_redrawn_with_the_seed(text):
     samples, seed = batch(text, [" ".join(NOUNS)])
-    views = [text.collate(samples, seed + i) for i in range(20)]
+    views = [laid(text, samples, seed + i) for i in range(20)]
     drawn = {tuple(masking.hide(v, 0.3, "random", 3, text.hideable(v)).flatten().tolist()) for v in views}
     assert len(drawn) == 20
 
@@ -275,13 +281,12 @@ def test_whole_words_are_hidden_together():
     text = Text(vocab_size=262, max_length=64, whole_words=True)  # next to no merges: letters
     text.fit(rows_of(sentences(5)), "text")
     samples, seed = batch(text, [" ".join(NOUNS[:8]) for _ in range(50)])
-    view = text.collate(samples, seed)
-    text.build(8)
+    view = laid(text, samples, seed)
     hide = masking.hide(view, 0.3, "random", 3, text.hideable(view))
     partly = 0
     for i in range(50):
-        here = view["segment"] == i + 1
-        word, hidden = view["group"][here][:-1], hide[here][:-1]
+        here = view.segment == i + 1
+        word, hidden = view.group[here][:-1], hide[here][:-1]
         shares = [hidden[word == w].float().mean().item() for w in word.unique()]
         partly += sum(0 < s < 1 for s in shares)
     assert partly <= 50  # at most one word a text is cut short by the exact number of hidden tokens
@@ -289,7 +294,9 @@ def test_whole_words_are_hidden_together():
 
 def test_corruption_is_80_10_10_and_never_writes_a_special(text, backbone):
     data = torch.full((50, 400), int(text.read("river")["ids"][0]))
-    view = {"data": data, "position": torch.arange(400)[None, :, None].expand(50, -1, -1), "seed": torch.arange(50)}
+    whole = torch.ones_like(data)  # of one sample a row
+    view = View(data=data, position=torch.arange(400)[None, :, None], seed=torch.arange(50), segment=whole)
+    view = text.prepare(view).replace(segment=None)
     chosen = masking.hide(view, 0.5, "random", 3, text.hideable(view))
     changed, hide = text.corrupt(data, chosen, masking.random(view, 3))
     count = chosen.sum().item()
@@ -298,31 +305,31 @@ def test_corruption_is_80_10_10_and_never_writes_a_special(text, backbone):
     random = changed != data
     assert random.sum().item() / count == pytest.approx(0.1, abs=0.015)
     assert not text.special[changed].any()
-    drawn = torch.bincount(changed[random], minlength=text.rows)[text.ordinary]
-    assert (drawn > 0).sum() > 0.9 * len(text.ordinary)
+    drawn = torch.bincount(changed[random], minlength=text.rows)[text.choice]
+    assert (drawn > 0).sum() > 0.9 * len(text.choice)
 
 
 def test_hidden_stands_for_the_mask_token_and_heads_share_the_embedding(text, backbone):
-    view = text.collate(*batch(text, ["river stone light"]))
-    hide = view["position"][..., 0] == 1
-    masked = view | {"data": torch.where(hide, text.mask, view["data"])}
+    view = laid(text, *batch(text, ["river stone light"]))
+    hide = view.position[..., 0] == 1
+    masked = view.replace(data=torch.where(hide, text.mask, view.data))
     torch.testing.assert_close(backbone.encode(view, hide).pieces, backbone.encode(masked).pieces)
-    head = text.head(16)
-    assert head.weight is text.words.weight
+    head = backbone.embedding.head(16)
+    assert head.weight is backbone.embedding.words.weight
     assert head(torch.randn(3, 16)).shape == (3, text.rows)
     assert text.error(head(torch.randn(3, 16)), torch.tensor([5, 6, 7])).dtype == torch.float32
 
 
 def test_dropped_tokens_are_neither_kept_nor_lost(text, backbone):
-    view = text.collate(*batch(text, sentences(20)))
+    view = laid(text, *batch(text, sentences(20)))
     hide = masking.hide(view, 0.6, "random", 3, text.droppable(view))
     dropped, dropped_valid, kept, kept_valid = masking.split(view, hide, 0.6)
-    parts = [keep(view, dropped, dropped_valid), keep(view, kept, kept_valid)]
+    parts = [view.keep(dropped, dropped_valid), view.keep(kept, kept_valid)]
 
     def pieces(view):
-        there = view["segment"] > 0
-        triples = zip(view["segment"][there], view["position"][there][:, 0], view["data"][there], strict=True)
+        there = view.segment > 0
+        triples = zip(view.segment[there], view.position[there][:, 0], view.data[there], strict=True)
         return sorted(tuple(int(v) for v in triple) for triple in triples)
 
     assert sorted(pieces(parts[0]) + pieces(parts[1])) == pieces(view)
-    assert not (parts[0]["data"] == text.last).any()
+    assert not (parts[0].data == text.last).any()

@@ -12,7 +12,7 @@ from support import NOUNS, VERBS, sentences
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from encoders import Backbone, Encoder
+from encoders.native import make
 from modalities import Text
 from modalities.tokenizer import clean
 from objectives import Masked
@@ -55,9 +55,9 @@ def word_level(folder, specials=(), words=90, **roles):
 def step(text, rows, column="text"):
     """Prepare, and do one masked step; returns samples and the objective."""
     samples = text.samples(rows, column)
-    objective = Masked(Backbone(text, Encoder(32, 1, 2)))
+    objective = Masked(make(text, width=32, depth=1, heads=2))
     made = [text.view(text.read(samples[i][column]), objective.views[0], i) for i in range(min(16, len(samples)))]
-    loss = objective([text.collate(made, torch.arange(len(made)))])["loss"]
+    loss = objective([text.prepare(text.collate(made, torch.arange(len(made))))])["loss"]
     loss.backward()
     assert torch.isfinite(loss)
     return samples, objective
@@ -69,7 +69,7 @@ def test_a_tokenizer_without_special_tokens_gets_them(tmp_path):
     rows = rows_of(sentences(40))
     text.fit(rows, "text")
     _, objective = step(text, rows)
-    assert objective.backbone.modality.words.num_embeddings == len(text.tokenizer) == known + 4
+    assert objective.backbone.embedding.words.num_embeddings == len(text.tokenizer) == known + 4
     text.save(str(tmp_path / "new"))
     native = AutoTokenizer.from_pretrained(tmp_path / "new")
     assert native.model_max_length == 16 and native.mask_token == "<mask>" and native.pad_token == "<pad>"
@@ -83,8 +83,8 @@ def test_a_named_tokenizer_sets_the_sizes(tmp_path):
         text = Text(tokenizer=str(tmp_path), vocab_size=asked, max_length=24, max_positions=40)
         text.fit(rows_of(["river"]), "text")
         _, objective = step(text, rows_of(["river rare1199 walks"] * 3))
-        assert text.words.num_embeddings == rows
-        assert text.positions.num_embeddings == text.tokenizer.pad_token_id + 1 + 40
+        assert objective.backbone.embedding.words.num_embeddings == rows
+        assert objective.backbone.embedding.positions.num_embeddings == text.tokenizer.pad_token_id + 1 + 40
         assert text.tokenizer.model_max_length == 40
         assert text.tokenizer.unk_token_id not in text.read("river rare1199 walks")["ids"]
 
@@ -166,7 +166,10 @@ def test_case_tokenizers(name, tmp_path):
     assert len(set(samples["source_row"])) == expected["good"]
     text.save(str(tmp_path))
     native = AutoTokenizer.from_pretrained(tmp_path)
-    rows, places = objective.backbone.modality.words.num_embeddings, text.positions.num_embeddings
+    rows, places = (
+        objective.backbone.embedding.words.num_embeddings,
+        objective.backbone.embedding.positions.num_embeddings,
+    )
     assert native.model_max_length == text.max_length == places - native.pad_token_id - 1
     assert rows == len(native) >= expected["exact"].get("vocabulary", 1198) + 2
     assert native.mask_token is not None and native.pad_token is not None

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from encoders import Backbone, Encoder
-from modalities import Image
+from encoders.native import make
+from modalities import Image, View
 from objectives import SimCLR
 from objectives.contrastive import nt_xent_loss
 
@@ -105,14 +105,13 @@ def test_half_precision_is_computed_in_float32():
 def test_a_batch_in_parts_is_the_batch():
     """`represent` is sample by sample, so parts may be represented apart and compared together."""
     torch.manual_seed(0)
-    objective = SimCLR(Backbone(Image(8, 4), Encoder(16, 1, 1)), head_hidden=16, head_out=8)
+    objective = SimCLR(make(Image(8, 4), width=16, depth=1, heads=1), head_hidden=16, head_out=8)
     image = objective.backbone.modality
-    views = [
-        image.cut(torch.randn(6, 3, 8, 8)) | {"seed": torch.arange(6), "identity": torch.arange(6)} for _ in range(2)
-    ]
+    number = torch.arange(6)
+    views = [View(**image.cut(torch.randn(6, 3, 8, 8)), seed=number, identity=number) for _ in range(2)]
     whole = objective(views)["loss"]
     parts = [
-        objective.represent([{k: v[at] if len(v) == 6 else v for k, v in view.items()} for view in views])
+        objective.represent([v.replace(data=v.data[at], seed=v.seed[at], identity=v.identity[at]) for v in views])
         for at in (slice(0, 4), slice(4, 6))
     ]
     joined = {
@@ -125,4 +124,4 @@ def test_a_batch_in_parts_is_the_batch():
 @pytest.mark.parametrize("temperature", [0.0, -0.1])
 def test_a_temperature_that_is_not_positive_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature.*not above 0"):
-        SimCLR(Backbone(Image(8, 4), Encoder(16, 1, 1)), temperature=temperature)
+        SimCLR(make(Image(8, 4), width=16, depth=1, heads=1), temperature=temperature)

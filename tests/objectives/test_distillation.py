@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from encoders import Backbone, Encoder
-from modalities import Image
+from encoders.native import make
+from modalities import Image, View
 from objectives import BYOL, Progress
 from objectives.distillation import byol_loss
 from objectives.teacher import Teacher
@@ -17,7 +17,7 @@ from objectives.teacher import Teacher
 @pytest.fixture
 def objective():
     torch.manual_seed(0)
-    made = BYOL(Backbone(Image(8, 4), Encoder(16, 2, 2)), half_life=100, head_hidden=24, head_out=12)
+    made = BYOL(make(Image(8, 4), width=16, depth=2, heads=2), half_life=100, head_hidden=24, head_out=12)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -26,7 +26,7 @@ def objective():
 
 def views_of(objective, samples: int = 6):
     image = objective.backbone.modality
-    return [image.cut(torch.randn(samples, 3, 8, 8)) | {"seed": torch.arange(samples)} for _ in range(2)]
+    return [View(**image.cut(torch.randn(samples, 3, 8, 8)), seed=torch.arange(samples)) for _ in range(2)]
 
 
 def formula(objective, views) -> torch.Tensor:
@@ -57,7 +57,7 @@ def test_loss_and_gradient_are_those_of_the_formula(objective):
         if name.startswith("teacher.") or not ours.requires_grad:
             assert ours.grad is None and theirs.grad is None
         elif ours.grad is None:
-            assert name == "backbone.modality.hidden"
+            assert name == "backbone.embedding.hidden"
         else:
             torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -70,7 +70,7 @@ def test_the_loss_s_range():
 
 
 def test_the_teacher_begins_as_the_student_and_learns_nothing_by_gradient():
-    objective = BYOL(Backbone(Image(8, 4), Encoder(16, 1, 1)), head_hidden=24, head_out=12)
+    objective = BYOL(make(Image(8, 4), width=16, depth=1, heads=1), head_hidden=24, head_out=12)
     for teacher, student in zip(objective.teacher, (objective.backbone, objective.projector), strict=True):
         for (name, kept), current in zip(teacher.named_parameters(), student.parameters(), strict=True):
             assert torch.equal(kept, current) and kept is not current and not kept.requires_grad, name
@@ -139,4 +139,4 @@ def test_buffers_are_copied():
 @pytest.mark.parametrize("half_life", [0.0, -5.0])
 def test_a_half_life_that_is_not_positive_is_refused(half_life):
     with pytest.raises(ValueError, match="half_life.*not above 0"):
-        BYOL(Backbone(Image(8, 4), Encoder(16, 1, 1)), half_life=half_life)
+        BYOL(make(Image(8, 4), width=16, depth=1, heads=1), half_life=half_life)

@@ -1,14 +1,14 @@
 """Masked objectives: loss and every gradient as the native classes', with copied weights and the same masks."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
 
-from encoders import Backbone, Encoder
-from encoders.native import Start, load, start_from
-from modalities import Image
+from encoders.native import make, start_from
+from modalities import Image, View
 from objectives import MAE, Masked, masking
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
@@ -33,31 +33,34 @@ def randomised(model):
 
 def objective_of(folder, kind, target, **settings):
     """Our objective with the weights of a native checkpoint, and what it was started from."""
-    family, start = start_from(str(folder), "image")
-    image = Image(**start.modality, target=target)
-    objective = kind(Backbone(image, Encoder(**start.encoder)), **start.objective, **settings)
-    load(family, start, objective)
-    return family, objective
+    start = start_from(str(folder), "image")
+    backbone = make(Image(**start.modality, target=target), start.family.name, **start.encoder)
+    start.load(backbone)
+    objective = kind(backbone, **start.objective, **settings)
+    start.load_heads(objective)
+    return start, objective
 
 
 def batch(image, samples=5):
     torch.manual_seed(1)
     pixels = torch.randn(samples, image.channels, *image.extent)
-    return pixels, image.cut(pixels) | {"seed": torch.randint(1 << 32, (samples,))}
+    return pixels, View(**image.cut(pixels), seed=torch.randint(1 << 32, (samples,)))
 
 
-def assert_gradients_equal(family, objective, native):
+def assert_gradients_equal(start, objective, native):
     """A gradient has the shape and the names of its weights, so the import of weights maps it to ours."""
     gradients = copy.deepcopy(native)
     with torch.no_grad():
         for parameter, source in zip(gradients.parameters(), native.parameters(), strict=True):
             parameter.copy_(torch.zeros_like(source) if source.grad is None else source.grad)
     expected = copy.deepcopy(objective)
-    load(family, Start({}, {}, gradients), expected)
+    start = dataclasses.replace(start, model=gradients)
+    start.load(expected.backbone)
+    start.load_heads(expected)
     compared = 0
     for (name, ours), theirs in zip(objective.named_parameters(), expected.parameters(), strict=True):
         if ours.grad is None:  # fixed positions; MAE hides nothing in the encoder
-            assert not ours.requires_grad or name == "backbone.modality.hidden", name
+            assert not ours.requires_grad or name == "backbone.embedding.hidden", name
             continue
         bound = 1e-4 * theirs.abs().max()
         assert bound > 0 and (ours.grad - theirs).abs().max() <= bound, name
@@ -79,7 +82,7 @@ def test_mae_has_loss_and_gradients_of_the_native_class(image_size, patch_size, 
     )
     native = randomised(ViTMAEForPreTraining(config))
     native.save_pretrained(tmp_path)
-    family, objective = objective_of(tmp_path, MAE, TARGETS[normalised], mask_ratio=0.75)
+    start, objective = objective_of(tmp_path, MAE, TARGETS[normalised], mask_ratio=0.75)
     pixels, view = batch(objective.backbone.modality)
     # The native class keeps the lowest noise, ours drops the lowest keys.
     noise = -masking.random(view, 3).argsort(1).argsort(1).float()
@@ -90,7 +93,7 @@ def test_mae_has_loss_and_gradients_of_the_native_class(image_size, patch_size, 
     loss.backward()
     expected.backward()
     parts = sum(p.requires_grad for p in objective.parameters()) - 1
-    assert assert_gradients_equal(family, objective, native) == parts
+    assert assert_gradients_equal(start, objective, native) == parts
 
 
 @pytest.mark.parametrize("image_size, patch_size, channels", [(64, 16, 3), (32, 4, 3), (28, 4, 1)])
@@ -100,7 +103,7 @@ def test_hiding_has_loss_and_gradients_of_the_native_class(image_size, patch_siz
     )
     native = randomised(ViTForMaskedImageModeling(config))
     native.save_pretrained(tmp_path)
-    family, objective = objective_of(tmp_path, Masked, "absolute", mask_ratio=0.6)
+    start, objective = objective_of(tmp_path, Masked, "absolute", mask_ratio=0.6)
     pixels, view = batch(objective.backbone.modality)
     hidden = masking.hide(view, 0.6, "random", 3)
 
@@ -109,19 +112,20 @@ def test_hiding_has_loss_and_gradients_of_the_native_class(image_size, patch_siz
     assert abs(loss - expected) <= 1e-5
     loss.backward()
     expected.backward()
-    assert assert_gradients_equal(family, objective, native) == len(list(objective.parameters()))
+    assert assert_gradients_equal(start, objective, native) == len(list(objective.parameters()))
 
 
 def test_dropped_pieces_are_neither_embedded_nor_seen():
     torch.manual_seed(0)
-    objective = MAE(Backbone(Image(32, 4), Encoder(32, 2, 2)), decoder_width=32, decoder_depth=1)
+    objective = MAE(make(Image(32, 4), width=32, depth=2, heads=2), decoder_width=32, decoder_depth=1)
     _, view = batch(objective.backbone.modality)
     embedded = []
-    objective.backbone.modality.projection.register_forward_hook(lambda _, inputs, __: embedded.append(inputs[0].shape))
+    projection = objective.backbone.embedding.projection
+    projection.register_forward_hook(lambda _, inputs, __: embedded.append(inputs[0].shape))
     features = objective([view])["features"]
     assert embedded == [(5, 16, 48)]
     dropped = masking.hide(view, 0.75, "random", 3)
-    noisy = view | {"data": torch.where(dropped[..., None], torch.randn_like(view["data"]), view["data"])}
+    noisy = view.replace(data=torch.where(dropped[..., None], torch.randn_like(view.data), view.data))
     assert torch.equal(objective([noisy])["features"], features)
 
 
@@ -129,4 +133,4 @@ def test_dropped_pieces_are_neither_embedded_nor_seen():
 @pytest.mark.parametrize("kind", [MAE, Masked])
 def test_a_ratio_out_of_range_is_refused(kind, ratio):
     with pytest.raises(ValueError, match="mask_ratio.*between 0 and 1"):
-        kind(Backbone(Image(8, 4), Encoder(16, 1, 1)), mask_ratio=ratio)
+        kind(make(Image(8, 4), width=16, depth=1, heads=1), mask_ratio=ratio)

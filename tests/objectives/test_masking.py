@@ -5,20 +5,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from modalities import View
 from objectives import masking
 
 KINDS = list(masking.MASKINGS)
 
 
-def grid(samples: int, *extent: int) -> dict[str, torch.Tensor]:
+def grid(samples: int, *extent: int) -> View:
     """A view of whole samples, one a row."""
     torch.manual_seed(0)
     position = torch.cartesian_prod(*(torch.arange(e) for e in extent)).view(1, -1, len(extent))
     data = torch.zeros(samples, position.shape[1])
-    return {"data": data, "position": position, "seed": torch.randint(1 << 32, (samples,))}
+    return View(data=data, position=position, seed=torch.randint(1 << 32, (samples,)), grid=extent)
 
 
-def packed(lengths: list[int], row: int) -> dict[str, torch.Tensor]:
+def packed(lengths: list[int], row: int) -> View:
     """Samples of those lengths laid into rows of `row` pieces, in another order than the batch's."""
     rows: list[list[int]] = [[]]
     for sample in reversed(range(len(lengths))):
@@ -37,7 +38,7 @@ def packed(lengths: list[int], row: int) -> dict[str, torch.Tensor]:
             at += lengths[sample]
     torch.manual_seed(0)
     seed = torch.randint(1 << 32, (len(lengths),))
-    return {"data": segment, "position": position, "segment": segment, "samples": slots, "seed": seed}
+    return View(data=segment, position=position, segment=segment, samples=slots, seed=seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,7 +46,7 @@ def packed(lengths: list[int], row: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("extent", [(10,), (8, 8), (5, 7)])
 def test_numbers_are_exact(extent, ratio, kind):
     view = grid(6, *extent)
-    pieces = view["data"].shape[1]
+    pieces = view.data.shape[1]
     hide = masking.hide(view, ratio, kind, 3)
     assert (hide.sum(1) == pieces - int(pieces * (1 - ratio))).all()
     every = torch.ones_like(hide)
@@ -62,10 +63,10 @@ def test_a_mask_depends_on_the_seed_and_not_on_the_packing(ratio, kind):
     lengths = [7, 12, 1, 10, 10, 3, 16, 2]
     view = packed(lengths, 20)
     hide = masking.hide(view, ratio, kind, 3)
-    assert not (hide & (view["segment"] == 0)).any()
+    assert not (hide & (view.segment == 0)).any()
     for i, length in enumerate(lengths):
-        alone = grid(1, length) | {"seed": view["seed"][i : i + 1]}
-        assert torch.equal(hide[view["segment"] == i + 1], masking.hide(alone, ratio, kind, 3)[0])
+        alone = grid(1, length).replace(seed=view.seed[i : i + 1])
+        assert torch.equal(hide[view.segment == i + 1], masking.hide(alone, ratio, kind, 3)[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,12 +75,12 @@ def test_split_loses_nothing(ratio, kind):
     random = np.random.default_rng(0)
     for _ in range(10):
         view = packed(random.integers(1, 15, 30).tolist(), 32)
-        last = F.pad(view["segment"][:, 1:] != view["segment"][:, :-1], (0, 1), value=True)
-        hide = masking.hide(view, ratio, kind, 3, (view["segment"] > 0) & ~last)  # a last token that never is hidden
+        last = F.pad(view.segment[:, 1:] != view.segment[:, :-1], (0, 1), value=True)
+        hide = masking.hide(view, ratio, kind, 3, (view.segment > 0) & ~last)  # a last token that never is hidden
         index, valid, other, there = masking.split(view, hide, ratio)
         parts = [torch.zeros_like(hide).scatter(1, i, v) for i, v in ((index, valid), (other, there))]
         assert torch.equal(parts[0], hide)
-        assert torch.equal(parts[1], ~hide & (view["segment"] > 0))
+        assert torch.equal(parts[1], ~hide & (view.segment > 0))
 
 
 def test_every_place_is_hidden_as_often():
@@ -116,7 +117,7 @@ def test_blocks_are_squares_and_spans_but_for_the_last(extent, block, kind):
 def test_pieces_of_a_group_are_hidden_together():
     view = grid(50, 40)
     words = torch.randint(1, 5, (50, 40)).cumsum(1) // 4
-    hide = masking.hide(view | {"group": words}, 0.3, "random", 3)
+    hide = masking.hide(view.replace(group=words), 0.3, "random", 3)
     assert (hide.sum(1) == 12).all()
     for sample, word in zip(hide, words, strict=True):
         shares = [sample[word == w].double().mean().item() for w in word.unique()]

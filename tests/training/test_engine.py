@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modalities import MODALITIES
+from modalities import MODALITIES, View
 from objectives import OBJECTIVES, Progress
 from training.engine import learning_rate, optimizer, parameter_groups, settings
 from training.errors import UserError
@@ -42,7 +42,7 @@ def test_matrices_are_decayed_and_nothing_else(modality, objective):
     assert all(parts[name].ndim == 2 for name in by_decay[0.05])
     # Of the matrices, those that stand for places and leads are free, and the decoder's places where they are learned.
     free = {name for name in by_decay[0.0] if parts[name].ndim == 2}
-    grid = {"positions.table", "modality.lead_content", "modality.lead_place"}
+    grid = {"positions.table", "embedding.lead_content", "embedding.lead_place"}
     assert {".".join(name.split(".")[-2:]) for name in free} == ({"positions.weight"} if modality == "text" else grid)
 
 
@@ -188,7 +188,7 @@ def linear_at_zero3(folder: str) -> list:
             if name.endswith("bias"):
                 nn.init.normal_(parameter)
         engine = engines.Engine(module, run, device)
-        view = {"data": torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), "seed": torch.arange(4)}
+        view = View(data=torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), seed=torch.arange(4))
         for _ in range(3):
             out = engine.forward([module.backbone.modality.prepare(view)])
             engine.backward(out["loss"])
@@ -337,8 +337,8 @@ def test_what_the_optimizer_does_not_move_stays_when_the_step_was_left_out(objec
     with torch.no_grad():
         for number, parameter in enumerate(module.parameters()):
             parameter += 0.01 * (number + 1)
-    view = {"data": torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), "seed": torch.arange(4)}
-    views = [module.backbone.modality.prepare(view | {"identity": torch.arange(4)}) for _ in module.views]
+    view = View(data=torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), seed=torch.arange(4))
+    views = [module.backbone.modality.prepare(view.replace(identity=torch.arange(4))) for _ in module.views]
     out = module(views)
     extras = [{name: out[name] for name in module.extras}]
     before = {k: v.clone() for k, v in (*module.named_parameters(), *module.named_buffers())}

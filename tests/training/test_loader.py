@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modalities import Image, View
+from modalities import Image, ViewSpec
 from training.errors import UserError
 from training.loader import Order, Samples, held_out, loader
 from training.settings import Data
@@ -48,7 +48,7 @@ def test_an_epoch_has_each_sample_once():
 
 def test_views_do_not_depend_on_workers_or_ranks(pictures):
     rows = load(Data(name=str(pictures)), Image(8, 4))
-    views = (View(scale=(0.2, 1.0)), View(scale=(0.2, 1.0), strength="strong", index=1))
+    views = (ViewSpec(scale=(0.2, 1.0)), ViewSpec(scale=(0.2, 1.0), strength="strong", index=1))
     samples = Samples(rows.table, rows.column, rows.modality, views, 3, 10)
 
     def batches(ranks, workers):
@@ -56,16 +56,14 @@ def test_views_do_not_depend_on_workers_or_ranks(pictures):
         for rank in range(ranks):
             order = Order(len(rows), 12, 3).micro_batches(0, 6, 1, rank, ranks)
             made.append(list(loader(samples, order, workers, CPU)))
-        return [
-            [torch.cat([p["views"][v]["data"] for p in parts]) for v in (0, 1)] for parts in zip(*made, strict=True)
-        ]
+        return [[torch.cat([p["views"][v].data for p in parts]) for v in (0, 1)] for parts in zip(*made, strict=True)]
 
     one = batches(1, 0)
     for ranks, workers in ((1, 1), (1, 3), (2, 0), (3, 2)):
         for a, b in zip(one, batches(ranks, workers), strict=True):
             assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
     # The same row in another epoch gives other views.
-    first, second = (samples.__getitems__([(epoch, 0)])["views"][0]["data"] for epoch in (0, 1))
+    first, second = (samples.__getitems__([(epoch, 0)])["views"][0].data for epoch in (0, 1))
     assert not torch.equal(first, second)
 
 
@@ -84,11 +82,11 @@ def test_replacements_come_in_a_fixed_order_and_are_told_apart(pictures):
     for bad in (3, 7):
         (pictures / names[bad]).write_bytes(b"none")
     rows = load(Data(name=str(pictures)), Image(8, 4))
-    samples = Samples(rows.table, rows.column, rows.modality, (View(),), 3, 10, numbers=np.arange(48) + 100)
+    samples = Samples(rows.table, rows.column, rows.modality, (ViewSpec(),), 3, 10, numbers=np.arange(48) + 100)
     batch = [(0, 2), (0, 3), (0, 7), (0, 8)]
     made = samples.__getitems__(batch)
     assert set(made["bad"]) == {103, 107}
-    used = made["views"][0]["identity"].tolist()
+    used = made["views"][0].identity.tolist()
     assert used[0] == 2 and used[3] == 8 and not {3, 7} & set(used)
-    assert samples.__getitems__(batch)["views"][0]["identity"].tolist() == used
-    assert len(made["views"][0]["data"]) == 4
+    assert samples.__getitems__(batch)["views"][0].identity.tolist() == used
+    assert len(made["views"][0].data) == 4

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.backbone import Backbone, stack
-from modalities import BadSample, Modality, View
+from encoders import Backbone, Embedding, pooled
+from encoders.positions import Positions
+from modalities import BadSample, Modality, View, ViewSpec
 from modalities.hashing import generator
-from modalities.positions import Positions
 from objectives import Objective, collectives
 from objectives.heads import MLPHead
 from objectives.teacher import Teacher
@@ -34,7 +34,7 @@ class Queued(Objective):
     extras = ("keys",)
 
     def __init__(self, backbone: Backbone, temperature: float = 0.2, length: int = 32, half_life: float = 50.0):
-        super().__init__(backbone, tuple(View(scale=(0.5, 1.0), strength="strong", index=i) for i in range(2)))
+        super().__init__(backbone, tuple(ViewSpec(scale=(0.5, 1.0), strength="strong", index=i) for i in range(2)))
         self.temperature = temperature
         self.projector = MLPHead(backbone.width, 16, 8, norm="layer")
         self.teacher = Teacher(backbone, self.projector, half_life=half_life)
@@ -42,12 +42,10 @@ class Queued(Objective):
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
     def represent(self, views):
-        both, count = stack(views), len(views)
         with torch.no_grad():
-            keys = self.teacher[1](self.teacher[0](both))
-        pooled = self.backbone(both)
-        parts = {"queries": self.projector(pooled), "keys": keys, "pooled": pooled}
-        return {name: z.float().unflatten(0, (count, -1)) for name, z in parts.items()}
+            keys = self.teacher[1](pooled(self.teacher[0], views))
+        vectors = pooled(self.backbone, views)
+        return {"queries": self.projector(vectors).float(), "keys": keys.float(), "pooled": vectors}
 
     def compare(self, z):
         queries, keys = F.normalize(z["queries"], dim=-1), F.normalize(z["keys"], dim=-1)
@@ -68,6 +66,28 @@ class Queued(Objective):
         return self.teacher[0]
 
 
+class SeriesEmbedding(Embedding):
+    def __init__(self, modality, made):
+        super().__init__(modality, made)
+        self.project, self.positions = nn.Linear(modality.piece, made.width), Positions((modality.length,), made.width)
+        self.lead_content, self.hidden = (nn.Parameter(0.02 * torch.randn(s)) for s in ((1, made.width), (made.width,)))
+
+    def lead(self):
+        return self.lead_content
+
+    def content(self, data):
+        return self.project(data)
+
+    def place(self, position, grid):
+        return self.positions(position)
+
+    def places(self, width: int):
+        return Positions((self.modality.length,), width)
+
+    def head(self, width: int):
+        return nn.Linear(width, self.modality.piece)
+
+
 class Series(Modality):
     """Sequences of numbers of any length, two samples a row.
 
@@ -76,10 +96,9 @@ class Series(Modality):
         length: pieces of the longest view.
     """
 
-    features = ("float32", "float64")
+    features, embedding = ("float32", "float64"), SeriesEmbedding
 
     def __init__(self, piece: int = 3, length: int = 8):
-        super().__init__()
         self.piece, self.length, self.scale = piece, length, 1.0
 
     def fit(self, rows, column):
@@ -96,11 +115,11 @@ class Series(Modality):
             raise BadSample(f"{len(value)} numbers, fewer than two pieces")
         return torch.tensor(value)[: self.length * self.piece]
 
-    def view(self, sample, view: View, seed: int):
+    def view(self, sample, spec: ViewSpec, seed: int):
         count = len(sample) // self.piece
-        if view.strength != "none":
-            random = generator(seed, view.index)
-            count = max(2, round(count * random.uniform(*view.scale)))
+        if spec.strength != "none":
+            random = generator(seed, spec.index)
+            count = max(2, round(count * random.uniform(*spec.scale)))
         return {"data": sample[: count * self.piece].view(count, self.piece)}
 
     def collate(self, samples, seed: Int[Tensor, "b"]):
@@ -121,29 +140,10 @@ class Series(Modality):
                 made["position"][r, here, 0] = torch.arange(len(data))
                 made["samples"][r, slot] = i + 1
                 start += len(data)
-        return made | {"seed": seed}
+        return View(seed=seed, **made)
 
     def prepare(self, view):
-        return view | {"data": view["data"] / self.scale}
-
-    def build(self, width: int, sizes=()):
-        self.project, self.positions = nn.Linear(self.piece, width), Positions((self.length,), width)
-        self.lead_content, self.hidden = (nn.Parameter(0.02 * torch.randn(s)) for s in ((1, width), (width,)))
-
-    def lead(self):
-        return self.lead_content
-
-    def content(self, data):
-        return self.project(data)
-
-    def place(self, position):
-        return self.positions(position)
-
-    def places(self, width: int):
-        return Positions((self.length,), width)
-
-    def head(self, width: int):
-        return nn.Linear(width, self.piece)
+        return view.replace(data=view.data / self.scale)
 
     def error(self, guess: Float[Tensor, "h p"], data: Float[Tensor, "h p"]):
         return (guess.float() - data.float()).square().mean(-1)

@@ -1,0 +1,233 @@
+"""Embeddings: from the pieces of a view to tokens; what each modality has of parameters, and each family's variant."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from encoders.encoder import Architecture
+from encoders.positions import Positions
+from modalities import Grid, Modality, Text
+
+
+class Embedding(nn.Module):
+    """The trained half of a modality. Content and place are apart, so that hiding and decoding are blind to the kind.
+
+    Args:
+        modality: the adapter whose pieces are embedded.
+        made: the encoder's arguments.
+
+    `leads` is the number of tokens that stand for no piece; the backbone puts them at the head of each sample.
+    """
+
+    leads: int = 1
+    no_decay: tuple[str, ...] = ()  # own parameters that weight decay spares, beside biases and norms
+
+    def __init__(self, modality: Modality, made: Architecture):
+        super().__init__()
+        self.modality = modality
+
+    def lead(self) -> Float[Tensor, "l d"]:
+        """The tokens at the head of each sample that stand for no piece."""
+        raise NotImplementedError
+
+    def content(self, data: Tensor) -> Float[Tensor, "r n d"]:
+        raise NotImplementedError
+
+    def place(self, position: Int[Tensor, "r n a"], grid: tuple[int, ...] | None) -> Float[Tensor, "r n d"] | None:
+        """What is added to the content for its place; None where places are not added."""
+        raise NotImplementedError
+
+    def join(self, content: Float[Tensor, "r n d"], place: Float[Tensor, "_ n d"] | None) -> Float[Tensor, "r n d"]:
+        return content if place is None else content + place
+
+    def coordinate(self, position: Int[Tensor, "r n a"], grid: tuple[int, ...] | None) -> Float[Tensor, "r n a"]:
+        """Coordinates of pieces that rotations and windows read; a lead's are 0."""
+        raise NotImplementedError(f"{type(self).__name__} has no coordinates for rotary positions and windows")
+
+    def places(self, width: int) -> nn.Module:
+        """Places for a decoder of another width: a module of `position [r n a]` and `grid` to `[r n width]`."""
+        raise NotImplementedError
+
+    def head(self, width: int) -> nn.Module:
+        """A module from encoded pieces `[h width]` to guesses that the modality's `error` judges."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class GridVariant:
+    """How families differ in the embedding of a grid.
+
+    Args:
+        leads: tokens that stand for no piece and have a place of their own (CLS, distillation).
+        registers: further leads, without a place (Darcet et al. 2024).
+        table: places come from a table; without it, only from rotations.
+        lead_places: leads have rows in the table.
+        extent: grid of the table, in pieces. Default: the full view's.
+        antialias: smooth when a smaller grid is taken from the table.
+        anchored: a smaller view lies at the first corner of the full one, instead of being the whole at another scale.
+    """
+
+    leads: int = 1
+    registers: int = 0
+    table: bool = True
+    lead_places: bool = True
+    extent: tuple[int, int] | None = None
+    antialias: bool = False
+    anchored: bool = False
+
+
+class GridEmbedding(Embedding):
+    """A linear projection of each piece, a table of places on a grid, learned leads (ViT, Dosovitskiy et al. 2021)."""
+
+    def __init__(self, modality: Grid, made: Architecture, variant: GridVariant = GridVariant()):
+        super().__init__(modality, made)
+        self.variant, width = variant, made.width
+        self.leads = variant.leads + variant.registers
+        self.projection = nn.Linear(modality.values, width)
+        self.lead_content = nn.Parameter(torch.empty(self.leads, width))
+        if variant.table:
+            extent = variant.extent or modality.grid
+            self.positions = Positions(extent, width, modality.learned_positions, variant.antialias)
+        if variant.table and variant.lead_places:
+            # A lead's place is kept apart from its content, as the native classes do.
+            zeros = torch.zeros(variant.leads, width)
+            self.lead_place = nn.Parameter(zeros, requires_grad=modality.learned_positions)
+            self.no_decay = ("lead_content", "lead_place")
+        else:
+            self.no_decay = ("lead_content",)
+        self.hidden = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for the projection, normal (0.02) for leads and the hidden token, as in MAE."""
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        nn.init.normal_(self.lead_content, std=0.02)
+        nn.init.normal_(self.hidden, std=0.02)
+
+    def lead(self) -> Float[Tensor, "l d"]:
+        if not (self.variant.table and self.variant.lead_places):
+            return self.lead_content
+        return self.lead_content + F.pad(self.lead_place, (0, 0, 0, self.variant.registers))
+
+    def content(self, data: Float[Tensor, "r n p"]) -> Float[Tensor, "r n d"]:
+        return self.projection(data)
+
+    def place(self, position: Int[Tensor, "r n a"], grid: tuple[int, ...] | None) -> Float[Tensor, "r n d"] | None:
+        if not self.variant.table:
+            return None
+        return self.positions(position, None if self.variant.anchored else grid)
+
+    def places(self, width: int) -> nn.Module:
+        return Anchored(self.modality.grid, width) if self.variant.anchored else Positions(self.modality.grid, width)
+
+    def head(self, width: int) -> nn.Module:
+        return nn.Linear(width, self.modality.values)
+
+
+class Anchored(Positions):
+    """Places of which a smaller view takes those of the first corner."""
+
+    def forward(self, position: Int[Tensor, "r n a"], grid: tuple[int, ...] | None = None) -> Float[Tensor, "r n d"]:
+        return super().forward(position)
+
+
+@dataclass(frozen=True)
+class TokenVariant:
+    """How families differ in the embedding of token ids.
+
+    Args:
+        table: places come from a table; without it, only from rotations.
+        after_padding: places are counted from the one after the padding's id (RoBERTa), not from 0 (BERT).
+        types: rows of a token type table, of which the first is added; 0 has none.
+        norm: a norm after the sum.
+    """
+
+    table: bool = True
+    after_padding: bool = True
+    types: int = 1
+    norm: bool = True
+
+
+class TokenEmbedding(Embedding):
+    """Word, position and token type tables, and a norm of their sum. The lead is the tokenizer's first token."""
+
+    def __init__(self, modality: Text, made: Architecture, variant: TokenVariant = TokenVariant()):
+        super().__init__(modality, made)
+        tokenizer = modality.processor()  # refuses where there is none yet
+        self.variant, self.made, width = variant, made, made.width
+        self.first_row = modality.padding + 1 if variant.after_padding else 0  # of a text's first token
+        self.words = nn.Embedding(modality.rows, width, padding_idx=modality.padding)
+        if variant.table:
+            padding = modality.padding if variant.after_padding else None
+            self.positions = nn.Embedding(self.first_row + modality.max_positions, width, padding_idx=padding)
+            self.no_decay = ("positions.weight",)
+        if variant.types:
+            self.types = nn.Embedding(modality.token_types or variant.types, width)
+        self.norm = made.make_norm() if variant.norm else nn.Identity()
+        self.register_buffer("first_id", torch.tensor([[tokenizer.cls_token_id]]), persistent=False)
+        self.register_buffer("mask_id", torch.tensor(tokenizer.mask_token_id), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal (0.02), as RoBERTa; the padding's rows are zero and stay so in sums of embeddings."""
+        for table in self.children():
+            if isinstance(table, nn.Embedding):
+                nn.init.normal_(table.weight, std=0.02)
+                if table.padding_idx is not None:
+                    nn.init.zeros_(table.weight[table.padding_idx])
+
+    @property
+    def hidden(self) -> Float[Tensor, "d"]:
+        return self.words(self.mask_id)
+
+    def lead(self) -> Float[Tensor, "l d"]:
+        before = torch.full_like(self.first_id, -1)  # its place is the one before the first piece's
+        return self.join(self.content(self.first_id), self.place(before[..., None], None))[0]
+
+    def content(self, data: Int[Tensor, "r n"]) -> Float[Tensor, "r n d"]:
+        return self.words(data)
+
+    def place(self, position: Int[Tensor, "r n a"], grid: tuple[int, ...] | None) -> Float[Tensor, "r n d"] | None:
+        return self.positions(position[..., 0] + (self.first_row + 1)) if self.variant.table else None
+
+    def join(self, content: Float[Tensor, "r n d"], place: Float[Tensor, "_ n d"] | None) -> Float[Tensor, "r n d"]:
+        if self.variant.types:
+            content = content + self.types(torch.zeros_like(self.mask_id))
+        return self.norm(content if place is None else content + place)
+
+    def coordinate(self, position: Int[Tensor, "r n a"], grid: tuple[int, ...] | None) -> Float[Tensor, "r n a"]:
+        return (position + 1).to(self.words.weight.dtype)  # the first token is at 0
+
+    def places(self, width: int) -> nn.Module:
+        return Positions((self.modality.max_positions,), width)
+
+    def head(self, width: int) -> nn.Module:
+        return LMHead(width, self.words, self.made.make_norm)
+
+
+class LMHead(nn.Module):
+    """Dense, GELU, norm, then the word embedding itself as the last matrix (BERT, Devlin et al. 2019).
+
+    Args:
+        width: width of the input.
+        words: the embedding whose matrix is the last.
+        make_norm: gives a norm of the embedding's width.
+        bias: the dense layer has a bias.
+    """
+
+    def __init__(self, width: int, words: nn.Embedding, make_norm, bias: bool = True):
+        super().__init__()
+        self.dense = nn.Linear(width, words.embedding_dim, bias=bias)
+        self.norm = make_norm()
+        self.weight = words.weight  # the same parameter
+        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
+        nn.init.normal_(self.dense.weight, std=0.02)
+        if bias:
+            nn.init.zeros_(self.dense.bias)
+
+    def forward(self, x: Float[Tensor, "*h w"]) -> Float[Tensor, "*h v"]:
+        return F.linear(self.norm(F.gelu(self.dense(x))), self.weight, self.bias)

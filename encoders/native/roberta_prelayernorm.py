@@ -1,0 +1,26 @@
+"""RoBERTa with pre-LayerNorm: `RobertaPreLayerNormModel`, `...ForMaskedLM`, `...ForSequenceClassification`."""
+
+from encoders.embeddings import TokenVariant
+from encoders.native.text import RobertaHead, TextFamily
+
+
+class RobertaPreLayerNorm(RobertaHead, TextFamily):
+    name = "roberta-prelayernorm"
+    pooling = "lead"
+    config_class, base_class = "RobertaPreLayerNormConfig", "RobertaPreLayerNormModel"
+    classifier, masked_class = "RobertaPreLayerNormForSequenceClassification", "RobertaPreLayerNormForMaskedLM"
+    variant = TokenVariant()
+    fixed = {"mlp": "plain", "order": "pre", "norm": "layer", "theta": None, "layer_scale": None}
+    trunk = {
+        "norm1": "encoder.layer.{}.attention.LayerNorm",
+        "attention.qkv": (
+            "encoder.layer.{}.attention.self.query",
+            "encoder.layer.{}.attention.self.key",
+            "encoder.layer.{}.attention.self.value",
+        ),
+        "attention.out": "encoder.layer.{}.attention.output.dense",
+        "norm2": "encoder.layer.{}.intermediate.LayerNorm",
+        "mlp.up": "encoder.layer.{}.intermediate.dense",
+        "mlp.down": "encoder.layer.{}.output.dense",
+    }
+    ends = TextFamily.tables | {"encoder.norm": "LayerNorm"}
