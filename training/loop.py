@@ -125,6 +125,8 @@ class Loop:
         rate_note = f"= {run.base_learning_rate} × {self.batch} / 256 " if run.base_learning_rate else ""
         samples = len(self.table) + len(self.eval_table)
         cut = f"; {len(self.rows):,} rows were cut into these" if samples != len(self.rows) else ""
+        if empty := len(self.rows) - len(np.union1d(self.numbers, self.eval_numbers)):
+            cut += f", {empty:,} of them hold nothing"
         self.log.say(
             f"{self.steps:,} steps of {self.batch} samples on {self.engine.ranks} rank(s), ZeRO-{self.engine.stage}; "
             f"learning rate {self.peak:.3g} {rate_note}; {len(self.table):,} samples to train on, "

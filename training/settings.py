@@ -134,7 +134,8 @@ class Data:
     Args:
         name: a built-in set (`digits`, `tones`, `docstrings`), a folder of files (with or without class folders), a
             parquet, arrow, json, csv or text file or a folder of them, a `save_to_disk` folder, or a hub id.
-        subset: configuration of a hub data set.
+            `--show` prints how it is read.
+        subset: configuration of a hub data set, or of a clone of one.
         revision: branch, tag or commit of a hub data set.
         split: split to train on.
         column: column that holds the samples. Default: the one of the modality's type, if there is just one.

@@ -202,7 +202,12 @@ def column_of(table, data: Data, modality: Modality, source: Source) -> tuple[st
         found = [c for c in ranks if holds_text(table.features[c]) and _name_files(table, c, modality)]
         if found:
             return _only(found, "the only one that names files", kind, source)
-    raise UserError(f"data {source.name}: no column of type {'/'.join(modality.features)}; there are {_listed(table)}")
+    kinds = {kind_of(f) for f in table.features.values()}
+    looks = [n for n, cls in MODALITIES.items() if kinds & set(cls.features) - {"string", "large_string"}]
+    hint = f"; it looks like modality {looks[0]}" if looks else ""
+    raise UserError(
+        f"data {source.name}: no column of type {'/'.join(modality.features)}; there are {_listed(table)}{hint}"
+    )
 
 
 def _only(found: list[str], why: str, kind: str, source: Source) -> tuple[str, str]:

@@ -603,7 +603,7 @@ def test_show_says_how_a_source_is_read_and_trains_nothing(tmp_path, capsys, mon
         train.main(["--data", "nowhere/at/all", "--show"])
 
 
-def test_rows_that_disappear_are_said(tmp_path, capsys):
+def test_rows_that_disappear_are_said(tmp_path, capsys, table):
     write(
         tmp_path,
         **{
@@ -620,6 +620,9 @@ def test_rows_that_disappear_are_said(tmp_path, capsys):
     assert len(load(Data(name=str(tmp_path / "test" / "test.csv")), Text())) == 1  # named, it is trained on
     with pytest.raises(UserError, match="has no split 'train'; it has test: name one, --data.split"):
         load(Data(name=str(tmp_path / "test")), Text())
+    table.to_parquet(tmp_path / "pictures.parquet")
+    with pytest.raises(UserError, match="no column of type string.*; it looks like modality image"):
+        load(Data(name=str(tmp_path / "pictures.parquet")), Text())
     write(tmp_path / "odd", **{"a/1": "x", "b/2": "y"})
     with pytest.raises(UserError, match=r"reads \(2 no suffix\); it reads .txt, .text, .md"):
         load(Data(name=str(tmp_path / "odd")), Text())
