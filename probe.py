@@ -1,41 +1,50 @@
-"""Probe: is a run any good? Frozen features, always beside the same encoder untrained.
+"""Probe: is a run any good? Frozen features, always beside the same encoder untrained, and the published start.
 
-python probe.py runs/mine [--data other] [--labels 2,10] [--draws 5]
+python probe.py runs/mine [--data other] [--labels 2,10] [--draws 20]
 """
 
 import json
-import math
 import os
 import re
 import sys
 from pathlib import Path
+from typing import Literal
 
-from training.errors import UserError, at_home, one_line_exit
+from training.errors import UserError, at_home, one_line, one_line_exit
+
+FEW_DRAWS = 10  # of few labels, by default; three are luck
 
 
 def probe(
     run: str | os.PathLike,
     data: str | None = None,
+    column: str | None = None,
     label_column: str | None = None,
     train_split: str = "train",
-    test_split: str = "test",
+    test_split: str | None = None,
     labels: list[int] | None = None,
-    draws: int = 3,
+    draws: int = FEW_DRAWS,
     most: int = 10_000,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
 ) -> list[dict]:
     """Linear probe and nearest neighbours on frozen features, beside the same encoder at random initialisation.
 
+    A run that started from a published checkpoint is shown beside that, too. Encoders are compared on the same rows,
+    with the same draws of labels.
+
     Args:
         run: folder of the run, or of one of its checkpoints.
         data: data with labels. Default: what the run was trained on.
-        label_column: column of labels. Default: the one class label.
+        column: column of samples. Default: the run's own, where the data has it, or the one of the modality's type.
+        label_column: column of labels. Default: `label`, or the one class label.
         train_split: split whose labels the probe learns from.
-        test_split: split it is judged on; if there is none, a fifth of the other is held out.
+        test_split: split it is judged on. Default: `test` or `validation`, by any of their names; where there is none
+            with labels, a fifth of each class of the other is held out.
         labels: labels a class, one or more numbers, such as 2,10. Default: all.
-        draws: label draws, at least 3; the mean and deviation over them are printed. Of all labels there is one draw,
-            and the deviation is that of so many test rows.
+        draws: label draws, at least 3; the mean and deviation over them are printed. Of all labels there is one draw.
         most: rows of each split that are used at most.
+        device: `auto` takes a GPU if there is one. Features are float32 on both.
         threads: threads for torch. Default: torch's own choice.
 
     Returns:
@@ -47,58 +56,159 @@ def probe(
     import torch
 
     from evaluation.features import extract
-    from evaluation.load import from_run
-    from evaluation.probes import PROBES, over_draws
-    from training.sources import load, splits_of
+    from evaluation.labels import number
+    from evaluation.load import from_run, published
+    from evaluation.probes import PROBES, over_draws, score
+    from training.engine import pick_device
 
     if draws < 3:
         raise UserError(f"draws {draws}: with fewer than 3 there is no telling luck from gain")
+    for name, least in (("most", most), ("threads", threads), *(("labels", n) for n in labels or ())):
+        if least is not None and least < 1:
+            raise UserError(f"{name} {least} is below 1")
     if threads:
         torch.set_num_threads(threads)
     config, objective, checkpoint = from_run(run)
     modality = objective.backbone.modality
-    changes = {"label_column": label_column} | ({"name": data, "column": None} if data else {})
-    source = dataclasses.replace(config.data, **{k: v for k, v in changes.items() if v is not None or k == "column"})
-    train = load(source, modality, train_split).labelled()
-    random = np.random.RandomState(0)
-    if test_split in splits_of(source, modality):
-        test = load(source, modality, test_split).labelled()
-        test = test.select(random.permutation(len(test))[:most])
-        train = train.select(random.permutation(len(train))[:most])
-    else:
-        order = random.permutation(len(train))
-        cut = max(1, min(len(order) // 5, most))
-        train, test = train.select(order[cut : cut + most]), train.select(order[:cut])
-        print(f"no split {test_split!r}: {len(test):,} rows held out")
+    place = pick_device(dataclasses.replace(config.run, device=device))
+    if data:
+        config.data = dataclasses.replace(
+            config.data, name=data, subset=None, revision=None, column=known_column(data, config, modality, train_split)
+        )
+    given = {"column": column, "label_column": label_column}
+    config.data = dataclasses.replace(config.data, **{k: v for k, v in given.items() if v is not None})
+    train, test, words = splits(config.data, modality, train_split, test_split, most)
+    classes, (y, test_y) = number(words, train.label)
 
     fresh = config.build_modality()
     fresh.load(str(checkpoint / "modality"))
-    untrained = config.build_objective(fresh).backbone
-    # Numbered together: a word that one of them lacks must not shift the numbers of the others.
-    codes = np.unique(np.concatenate([train.labels(), test.labels()]), return_inverse=True)[1]
-    rows, y, test_y = [], codes[: len(train)], codes[len(train) :]
-    for name, backbone in (("pretrained", objective.backbone), ("random", untrained)):
-        x, kept = extract(backbone, train)
-        t, test_kept = extract(backbone, test)
-        for pooling in x:
-            for kind, judge in PROBES.items():
-                for per_class in labels or [None]:
-                    mean, deviation = over_draws(
-                        judge, x[pooling], y[kept], t[pooling], test_y[test_kept], per_class, draws if per_class else 1
+    encoders = {"pretrained": objective.backbone, "random": config.build_objective(fresh).backbone}
+    if config.run.init_from and (start := published(config, checkpoint)) is not None:
+        encoders["published"] = start
+    hits: dict[tuple, dict[str, np.ndarray]] = {}
+    for encoder, backbone in encoders.items():
+        learn, judge = extract(backbone, train, device=place), extract(backbone, test, device=place)
+        if encoder == "pretrained":
+            for split, rows, found in (("to learn from", train, learn), ("to judge", test, judge)):
+                report_lost(split, len(rows), found)
+            kept_y, kept_test_y = y[learn.row], test_y[judge.row]
+            report_rare(classes, kept_y, kept_test_y, labels)
+        assert len(learn.row) == len(kept_y) and len(judge.row) == len(kept_test_y)  # paired
+        for per_class in labels or [None]:
+            for kind, judged in PROBES.items():
+                for pooling, x in learn.x.items():
+                    hits.setdefault((str(per_class or "all"), kind, pooling), {})[encoder] = over_draws(
+                        judged, x, kept_y, judge.x[pooling], kept_test_y, per_class, draws if per_class else 1
                     )
-                    if not per_class:  # binomial
-                        deviation = math.sqrt(mean * (100 - mean) / len(test_kept))
-                    rows.append(
-                        {"encoder": name, "pooling": pooling, "probe": kind, "labels": per_class or "all",
-                         "accuracy": mean, "deviation": deviation}
-                    )  # fmt: skip
-    chance = 100 * np.bincount(test_y).max() / len(test_y)
+    largest = np.bincount(kept_test_y).argmax()
+    constant = (kept_test_y == largest)[None]
+    rows = []
+    for (per_class, kind, pooling), found in hits.items():
+        for encoder in encoders:
+            mine = score(found[encoder])
+            row = {"encoder": encoder, "pooling": pooling, "probe": kind, "labels": per_class}
+            # Of one draw, the deviation is that of so many test rows.
+            row |= {"accuracy": mine.mean, "deviation": mine.error if mine.deviation is None else mine.deviation}
+            row["largest_class"] = 100 * float(constant.mean())
+            if encoder == "pretrained":
+                others = {other: found[other] for other in encoders if other != encoder}
+                others["largest class"] = np.broadcast_to(constant, found[encoder].shape)
+                above = {other: score(found[encoder], its) for other, its in others.items()}
+                row["above"] = {other: its._asdict() | {"sure": its.sure} for other, its in above.items()}
+            rows.append(row)
     print(
-        f"accuracy, %; {len(train):,} rows to learn from, {len(test):,} to judge; the largest class alone: {chance:.1f}"
+        f"accuracy, %; {len(kept_y):,} rows to learn from, {len(kept_test_y):,} to judge, {len(classes)} classes; "
+        f"always answering the largest ({classes[largest]}): {100 * constant.mean():.1f}"
     )
     show(rows)
     (Path(run) / "probe.json").write_text(json.dumps(rows, indent=1))
     return rows
+
+
+def known_column(name: str, config, modality, split: str) -> str | None:
+    """The run's own column, where another source has it."""
+    import dataclasses
+
+    from training.sources import find, split_called
+
+    if config.data.column is None:
+        return None
+    source = find(dataclasses.replace(config.data, name=name, subset=None, revision=None), modality)
+    found = split_called(split, list(source.read))
+    has = found is not None and config.data.column in source.read[found]().column_names
+    return config.data.column if has else None
+
+
+def splits(source, modality, train_split: str, test_split: str | None, most: int):
+    """Labelled rows to learn from and to judge, at most so many, and the labels of both."""
+    import numpy as np
+
+    from evaluation.labels import hold_out, labelled, number
+    from training.sources import load, split_called, splits_of
+
+    there = splits_of(source, modality)
+    train = load(source, modality, train_split)
+    learn = split_called(train_split, there)
+    train, words = labelled(train, learn)
+    wanted = [test_split] if test_split else ["test", "validation"]
+    tried = [s for s in dict.fromkeys(split_called(w, there) for w in wanted) if s]
+    if test_split and not tried:
+        raise UserError(f"data {source.name} has no split {test_split!r}; it has {', '.join(there)}")
+    if test_split and tried[0] == learn:
+        raise UserError(f"test_split {test_split} is the split that the probe learns from; name another, or none")
+    for split in tried:
+        if split == learn:
+            continue
+        try:
+            test, test_words = labelled(load(source, modality, split), split)
+        except UserError as error:
+            if test_split or "no row has a label" not in str(error):
+                raise
+            print(f"{one_line(error)}: not judged on")
+            continue
+        random = np.random.RandomState(0)
+        pick, test_pick = (random.permutation(len(rows))[:most] for rows in (train, test))
+        break
+    else:
+        pick, test_pick = hold_out(number([words], train.label)[1][0], most)
+        test, test_words = train, words
+        print(f"no other split with labels: of {learn}, {len(test_pick):,} rows are held out to judge, by class")
+    chosen = [[w[i] for i in p] for w, p in ((words, pick), (test_words, test_pick))]
+    return train.select(pick), test.select(test_pick), chosen
+
+
+def report_lost(split: str, count: int, found) -> None:
+    """Say which rows have no features."""
+    if found.bad:
+        row, (name, reason) = next(iter(found.bad.items()))
+        print(f"{len(found.bad):,} of {count:,} rows {split} cannot be read: left out, such as {name}: {reason}")
+    blank = count - len(found.row) - len(found.bad)
+    if blank:
+        print(f"{blank:,} of {count:,} rows {split} are blank: left out")
+    if not len(found.row):
+        raise UserError(f"none of {count:,} rows {split} can be used")
+
+
+def report_rare(classes: list[str], y, test_y, labels: list[int] | None) -> None:
+    """Say which classes are smaller than what is asked of them."""
+    import numpy as np
+
+    learn, judge = (np.bincount(values, minlength=len(classes)) for values in (y, test_y))
+    if (learn > 0).sum() < 2:
+        raise UserError("the rows to learn from are of one class only: name another --train_split, or raise --most")
+    for what, missing in (("to learn from", (learn == 0) & (judge > 0)), ("to judge", (judge == 0) & (learn > 0))):
+        if missing.any():
+            print(f"no row {what} of {some(classes, missing)}")
+    most = max(labels or [0])
+    if (few := (learn > 0) & (learn < most)).any():
+        print(f"fewer than {most} rows to learn from of {some(classes, few)}: all of them are taken")
+
+
+def some(classes: list[str], which) -> str:
+    names = [c for c, it in zip(classes, which, strict=True) if it]
+    if len(names) == 1:
+        return f"class {names[0]}"
+    return f"{len(names)} classes: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def show(rows: list[dict]) -> None:
@@ -106,28 +216,45 @@ def show(rows: list[dict]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    best = {}
-    table = Table("labels a class", "probe", "pooling", "pretrained", "random", "gain")
-    keys = sorted({(str(r["labels"]), r["probe"], r["pooling"]) for r in rows})
-    for key in keys:
-        pair = {r["encoder"]: r for r in rows if (str(r["labels"]), r["probe"], r["pooling"]) == key}
-        cells = [f"{pair[e]['accuracy']:.1f} ± {pair[e]['deviation']:.1f}" for e in ("pretrained", "random")]
-        gain = pair["pretrained"]["accuracy"] - pair["random"]["accuracy"]
-        best[key] = gain - pair["pretrained"]["deviation"]
-        table.add_row(*key, *cells, f"{gain:+.1f}" if best[key] > 0 else f"{gain:+.1f} (no gain)")
-    Console().print(table)
-    count = sum(value > 0 for value in best.values())
-    print(f"{count} of {len(best)} cells are above the untrained encoder by more than a deviation")
+    mine = [r for r in rows if r["encoder"] == "pretrained"]
+    others = [name for name in mine[0]["above"] if name != "largest class"]
+    table = Table(
+        "labels a class", "probe", "pooling", "pretrained", *others, "largest", *(f"over {o}" for o in others)
+    )
+    for row in mine:
+        key = (row["labels"], row["probe"], row["pooling"])
+        same = {r["encoder"]: r for r in rows if (r["labels"], r["probe"], r["pooling"]) == key}
+        cells = [f"{same[e]['accuracy']:.1f} ± {same[e]['deviation']:.1f}" for e in ("pretrained", *others)]
+        table.add_row(*key, *cells, f"{row['largest_class']:.1f}", *(difference(row["above"][o]) for o in others))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print(
+        "over: the mean of paired differences (same rows, same draws), ± their deviation over draws, and the standard "
+        "error of the mean, of draws and test rows; sure where it is more than two of these"
+    )
+    for other in mine[0]["above"]:
+        count = sum(r["above"][other]["sure"] for r in mine)
+        what = "always answering the largest class" if other == "largest class" else f"the {other} encoder"
+        what = what.replace("random", "untrained").replace("published encoder", "published start")
+        print(f"{count} of {len(mine)} cells are above {what} by more than two standard errors")
     print("pooling: native is what the exported model's own head reads, mean that of all pieces")
-    if count < len(best) and "all" in {r["labels"] for r in rows}:
+    if "all" in {r["labels"] for r in mine} and not all(r["above"]["random"]["sure"] for r in mine):
         print(
             "with many labels an untrained encoder may do as well: try --labels 2,10, or a test split of other sources"
         )
 
 
+def difference(above: dict) -> str:
+    """`+3.1 ± 2.0 (error 0.7): gain`."""
+    deviation = "" if above["deviation"] is None else f" ± {above['deviation']:.1f}"
+    text = f"{above['mean']:+.1f}{deviation} (error {above['error']:.1f})"
+    if above["sure"]:
+        return f"{text}: gain"
+    return f"{text}: {'loss' if -above['mean'] > 2 * above['error'] else 'not sure'}"
+
+
 def listed(argv: list[str]) -> list[str]:
-    """`--labels 2 10` and `--labels 2,10` -> `--labels [2,10]`, which the parser reads."""
-    text = "\n".join(argv)
+    """`--labels 2 10`, `--labels 2,10` -> `--labels [2,10]`, which the parser reads. `--data.column` is `--column`."""
+    text = re.sub(r"(?m)^--data\.(?=(label_)?column\b)", "--", "\n".join(argv))
     return re.sub(
         r"(?<=--labels)[\n=]([\d,\n]+)(?=\n|$)", lambda m: "\n[" + ",".join(re.findall(r"\d+", m[1])) + "]", text
     ).split("\n")

@@ -157,12 +157,13 @@ def probed(backbone, train, y, test, test_y) -> dict[str, list[float]]:
     from evaluation.features import extract
     from evaluation.probes import linear
 
-    (x, kept), (t, test_kept) = extract(backbone, train), extract(backbone, test)
+    (x, kept, _), (t, test_kept, _) = extract(backbone, train), extract(backbone, test)
     scores: dict[str, list[float]] = {pooling: [] for pooling in x}
     for seed in range(DRAWS):
         part = np.random.RandomState(seed).permutation(len(kept))[: int(0.9 * len(kept))]
         for pooling in x:
-            scores[pooling].append(linear(x[pooling][part], y[kept][part], t[pooling], test_y[test_kept]))
+            hits = linear(x[pooling][part], y[kept][part], t[pooling], test_y[test_kept])
+            scores[pooling].append(100 * hits.mean())
     return scores
 
 
@@ -210,7 +211,7 @@ def plain(modality: str, train, y, test, test_y) -> float:
         bins = train.modality.mel_bins
         mels = [v.reshape(len(v), -1, bins, train.modality.tile[1]) for v in values]
         values = [np.concatenate([m.mean((1, 3)), m.std((1, 3))], axis=1) for m in mels]
-    return linear(values[0], y, values[1], test_y)
+    return 100 * linear(values[0], y, values[1], test_y).mean()
 
 
 def cell(name: str, modality: str, arguments) -> dict:

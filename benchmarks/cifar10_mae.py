@@ -105,10 +105,9 @@ def main() -> None:
         train, test = rows(cfg)
         train.modality = test.modality = backbone.modality
         picked = np.random.RandomState(0).permutation(len(train))[:10_000]
-        x, _ = extract(backbone, train.select(picked))
-        t, _ = extract(backbone, test)
+        x, t = extract(backbone, train.select(picked)).x, extract(backbone, test).x
         y, ty = train.labels()[picked], test.labels()
-        return {pooling: linear(x[pooling], y, t[pooling], ty) for pooling in x}
+        return {pooling: 100 * linear(x[pooling], y, t[pooling], ty).mean() for pooling in x}
 
     def tune(backbone, cfg, percent, samples, draw):
         train, test = rows(cfg)

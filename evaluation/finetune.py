@@ -1,6 +1,7 @@
 """Few-label fine-tuning of a backbone with a linear head: the same recipe from pretrained weights and from none."""
 
 import math
+from itertools import islice
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from encoders.backbone import Backbone, pool
-from modalities import EVALUATION, ViewSpec
+from modalities import ViewSpec
 from modalities.hashing import mix
 from training.sources import Rows
 
@@ -68,10 +69,11 @@ def finetune(
     owner, cells = _samples(test)
     scores = np.zeros((len(test), classes))
     with torch.no_grad():
-        for at in range(0, len(cells), 250):
-            made = [modality.view(cell, EVALUATION, 0) for cell in cells[at : at + 250]]
-            view = modality.prepare(modality.collate(made, torch.zeros(len(made), dtype=torch.long)))
-            np.add.at(scores, owner[at : at + 250], logits(view).numpy())
+        parts = ((row, part) for row, cell in zip(owner, cells, strict=True) for part in modality.parts(cell))
+        while some := list(islice(parts, 250)):
+            row, made = zip(*some, strict=True)
+            view = modality.prepare(modality.collate(list(made), torch.zeros(len(made), dtype=torch.long)))
+            np.add.at(scores, np.array(row), logits(view).numpy())
     return 100 * float((scores.argmax(1) == test_labels).mean())
 
 

@@ -8,7 +8,7 @@ from encoders.backbone import Backbone
 from encoders.native import Native
 from training import checkpoint
 from training.command_line import load_yaml, read
-from training.errors import UserError
+from training.errors import UserError, one_line
 from training.settings import Config
 
 
@@ -51,3 +51,18 @@ def backbone_of(objective, weights: str = "student") -> Backbone:
     if teacher is None:
         raise UserError("weights teacher: this objective has none; use student")
     return teacher
+
+
+def published(config: Config, checkpoint: Path) -> Backbone | None:
+    """The encoder as a run that has `init_from` began with it; None, and a line, where that cannot be read any more."""
+    from encoders import native
+
+    modality = config.build_modality()
+    modality.load(str(checkpoint / "modality"))
+    try:
+        start = native.start_from(config.run.init_from, config.modality["name"])
+        objective = config.build_objective(modality, start)
+    except ValueError as error:
+        print(f"not beside the published start, which cannot be read: {one_line(error)}")
+        return None
+    return objective.backbone

@@ -1,6 +1,11 @@
-"""Probes of frozen features, with scikit-learn: standardised logistic regression, and nearest neighbours."""
+"""Probes of frozen features, with scikit-learn: standardised logistic regression, and nearest neighbours.
 
+A probe says which test rows it gets right. Two encoders are compared on the same rows, with the same draws of labels.
+"""
+
+import math
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +18,8 @@ def draw(labels: np.ndarray, per_class: int | None, seed: int) -> np.ndarray:
     return np.concatenate([random.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.unique(labels)])
 
 
-def linear(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> float:
-    """Accuracy in per cent of a logistic regression on standardised features.
+def linear(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:
+    """Test rows that a logistic regression on standardised features gets right.
 
     scikit-learn's defaults: C = 1 and at most 100 iterations. Untrained features are ill-conditioned: 500 iterations
     give them about 2 points more, and trained features less than one.
@@ -27,27 +32,54 @@ def linear(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray)
     model = make_pipeline(StandardScaler(), LogisticRegression())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return 100 * model.fit(x, y).score(test_x, test_y)
+        return model.fit(x, y).predict(test_x) == test_y
 
 
-def neighbours(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, k: int = 20) -> float:
-    """Accuracy in per cent of the k nearest neighbours by cosine, weighted by distance."""
+def neighbours(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, k: int = 20) -> np.ndarray:
+    """Test rows that the k nearest neighbours by cosine, weighted by distance, get right."""
     from sklearn.neighbors import KNeighborsClassifier
 
     model = KNeighborsClassifier(min(k, len(x)), metric="cosine", weights="distance")
-    return 100 * model.fit(x, y).score(test_x, test_y)
+    return model.fit(x, y).predict(test_x) == test_y
 
 
 PROBES = {"linear": linear, "knn": neighbours}
 
 
-def over_draws(probe, x, y, test_x, test_y, per_class: int | None, draws: int) -> tuple[float, float]:
-    """Mean and deviation of a probe over label draws."""
-    scores = []
-    for seed in range(draws):
-        index = draw(y, per_class, seed)
-        scores.append(probe(x[index], y[index], test_x, test_y))
-    return float(np.mean(scores)), float(np.std(scores))
+def over_draws(probe, x, y, test_x, test_y, per_class: int | None, draws: int) -> np.ndarray:
+    """Hits `[draws n]` of a probe on n test rows: True where it is right. The same draws for the same labels."""
+    index = [draw(y, per_class, seed) for seed in range(draws)]
+    return np.stack([probe(x[i], y[i], test_x, test_y) for i in index])
+
+
+class Score(NamedTuple):
+    """An accuracy or a difference of two, in per cent.
+
+    `deviation` is that over draws of labels (None: there was one draw). `error` is the standard error of the mean, of
+    the draws and of the test rows together: another draw and other rows of the same kind would be about so far off.
+    """
+
+    mean: float
+    deviation: float | None
+    error: float
+
+    @property
+    def sure(self) -> bool:
+        """True where the mean is more than two standard errors above 0."""
+        return self.mean > 2 * self.error
+
+
+def score(hits: np.ndarray, other: np.ndarray | None = None) -> Score:
+    """The accuracy, or by how much it is above that of `other` hits on the same rows, with the same draws (paired)."""
+    values = 100 * hits.astype(float)
+    if other is not None:
+        values = values - 100 * other.astype(float)
+    draws, rows = values.mean(1), values.mean(0)
+    deviation = float(draws.std(ddof=1)) if len(draws) > 1 else None
+    variance = rows.var(ddof=1) / len(rows) if len(rows) > 1 else 0.0
+    if deviation is not None:
+        variance += deviation**2 / len(draws)
+    return Score(float(values.mean()), deviation, math.sqrt(variance))
 
 
 def plain_features(rows) -> np.ndarray:

@@ -79,7 +79,7 @@ def main(modality: str = "image", work: Path = ROOT / "runs", **changes) -> None
                 score = finetune(make, few, y, inputs["test"], labels["test"], STEPS[modality], seed, modality)
                 table.setdefault(f"fine-tuned, {name}", {}).setdefault(per_class, []).append(score)
             for name, x in {**features, "the data itself": raw}.items():
-                score = linear(x["train"][index], y, x["test"], labels["test"])
+                score = 100 * linear(x["train"][index], y, x["test"], labels["test"]).mean()
                 table.setdefault(f"linear probe, {name}", {}).setdefault(per_class, []).append(score)
             print(f"{per_class} labels a class, draw {seed + 1} of {DRAWS} done", flush=True)
     show(table)

@@ -1,6 +1,7 @@
 """Sound: windows of files in the workers, log-mel filterbanks cut into tiles on the device."""
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ from modalities.audio_file import FRAME, RATE, Clip
 from modalities.base import BadSample, Grid, bytes_or_path
 from modalities.domains import Each, NotNegative, Part, Positive, Probability, Within
 from modalities.hashing import generator, mix, uniform
-from modalities.view import EVALUATION, View, ViewSpec
+from modalities.view import View, ViewSpec
 
 HOP, FFT = 160, 512  # 10 ms between frames, in samples; Kaldi's, as ASTFeatureExtractor has them
 FLOOR = torch.finfo(torch.float32).eps  # of a mel energy, before the logarithm
@@ -26,9 +27,10 @@ SALT = 0xA0D10  # keeps the window of a long file apart from what else a seed is
 class Audio(Grid):
     """Sound of any kind that libsndfile reads, mixed down, at 16 kHz, as tiles of a log-mel spectrogram.
 
-    The front end is `ASTFeatureExtractor`'s. A file that is longer than the window gives a random window in training
-    and its centre in evaluation; a shorter one is padded as the extractor does, and padded tiles are attended as the
-    native class does, but are never targets.
+    The front end is `ASTFeatureExtractor`'s. A file that is longer than the window gives a random window in training.
+    In evaluation it gives all of its windows, one after another, of which the last is moved back to end where the file
+    ends. A shorter one is padded as the extractor does; padded tiles are attended as the native class does, but are
+    never targets.
 
     Args:
         seconds: length of the window, rounded up to whole tiles; the native extractor makes 100 frames a second.
@@ -116,7 +118,8 @@ class Audio(Grid):
         total = torch.zeros(3, dtype=torch.float64)
         for i in np.linspace(0, len(rows) - 1, min(FITTED, len(rows))).astype(int):
             try:
-                view = self.view(self.read(rows[int(i)][column]), EVALUATION, 0)
+                clip = self.read(rows[int(i)][column])
+                view = padded(clip.window(max(0, clip.length - self.window) // 2, self.window), self.window)
             except BadSample:
                 continue
             values = filterbank(view["data"][None], self.mel_bins)[0, : view["valid_frames"]].double()
@@ -167,8 +170,7 @@ class Audio(Grid):
     def view(self, sample: Clip, spec: ViewSpec, seed: int) -> dict[str, Tensor]:
         """`data [s]` the waveform, padded; `valid_frames` without padding; what to do on the device, if anything."""
         if spec.strength == "none":
-            wave = sample.window(max(0, sample.length - self.window) // 2, self.window)
-            return padded(wave, self.window)
+            return padded(sample.window(0, self.window), self.window)  # the processor, too, takes the head
         # All views of a long file are of one window: two hours hold much that is no positive pair.
         start = int(uniform(seed, SALT) * (max(0, sample.length - self.window) + 1))
         wave = sample.window(start, self.window)
@@ -184,6 +186,11 @@ class Audio(Grid):
         partner = random.integers(1 << 24)  # exact in float32
         warp = torch.tensor([speed, pitch, share, partner, *masks], dtype=torch.float32)
         return padded(wave, room) | {"warp": warp}
+
+    def parts(self, sample: Clip) -> Iterator[dict[str, Tensor]]:
+        """Windows that follow each other; the last is moved back, to end where the sound ends."""
+        for start in starts(sample.length, self.window):
+            yield padded(sample.window(start, self.window), self.window)
 
     @torch.no_grad()
     def prepare(self, view: View) -> View:
@@ -225,6 +232,11 @@ class Audio(Grid):
         band = torch.arange(values.shape[2], device=values.device) / values.shape[2] - low * (1 - wide)
         hit = ((time >= 0) & (time < long))[:, :, None] | ((band >= 0) & (band < wide))[:, None, :]
         return values.masked_fill(hit, 0.0)
+
+
+def starts(length: int, window: int) -> list[int]:
+    """Where the windows of a sound begin. The model card has the same line."""
+    return [*range(0, length - window, window), max(0, length - window)]
 
 
 def samples(frames: int) -> int:

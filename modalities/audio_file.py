@@ -12,6 +12,7 @@ from modalities.base import BadSample
 
 RATE = 16_000  # samples a second, of all that follows decoding
 FRAME = 400  # 25 ms, in samples: a filterbank's frame, and the least length
+REACH = 6.1  # of a resampling filter, to each side, in samples at the lower of the two rates
 LOUDEST = 16.0  # largest sane amplitude; full scale is 1, floats of a mix may pass it by some dB
 
 
@@ -40,14 +41,18 @@ class Clip:
                 self.length = len(self.wave)
 
     def window(self, start: int, length: int) -> np.ndarray:
-        """Samples at 16 kHz from `start` on, `length` or what there is: float32."""
+        """Samples at 16 kHz from `start` on, `length` or what there is: those of the whole file, cut there."""
         if self.wave is not None:
             return self.wave[start : start + length]
         if self.latest[0] != (start, length):  # several views ask for the same window
-            begin, count = int(start / self.ratio), math.ceil(length / self.ratio)
+            # With the neighbours that the resampling filter reaches, from where its phase is that of the file's start.
+            up, down = self.ratio.numerator, self.ratio.denominator
+            reach = math.ceil(REACH / min(up, down)) + 1
+            block = max(0, start // up - reach)
+            end = min(self.frames, (math.ceil((start + length) / up) + reach) * down)
             with self._open() as file:
-                wave = self._decode(file, begin, min(count, self.frames - begin))
-            self.latest = (start, length), wave[:length]
+                wave = self._decode(file, block * down, end - block * down)
+            self.latest = (start, length), wave[start - block * up :][:length]
         return self.latest[1]
 
     def _open(self):

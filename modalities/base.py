@@ -1,6 +1,7 @@
 """What a modality is: the adapter between a row of data and the pieces that an embedding sees. It has no parameters."""
 
 import os
+from collections.abc import Iterator
 from typing import Any, ClassVar
 from urllib.parse import unquote_to_bytes
 
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from modalities.view import View, ViewSpec
+from modalities.view import EVALUATION, View, ViewSpec
 
 
 class BadSample(ValueError):
@@ -84,6 +85,10 @@ class Modality:
     def describe(self, cell: Any) -> str:
         """What a cell holds, in a few words. Raises `BadSample`."""
         raise NotImplementedError
+
+    def parts(self, sample: Any) -> Iterator[dict[str, Tensor]]:
+        """Evaluation views that together show all of a sample; its features are their mean. By default one."""
+        yield self.view(sample, EVALUATION, 0)
 
     def collate(self, samples: list[dict[str, Tensor]], seed: Int[Tensor, "b"]) -> View:
         """Lay out B samples as one view. By default one whole sample a row, all of one shape."""

@@ -76,13 +76,6 @@ class Rows:
             )
         return np.asarray(self.table[self.label][:])
 
-    def labelled(self) -> "Rows":
-        """The rows that have a label: None and, as is the custom of `datasets`, negative numbers stand for none."""
-        found = [i for i, v in enumerate(self.labels().tolist()) if v is not None and (isinstance(v, str) or v >= 0)]
-        if not found:
-            raise UserError(f"data {self.name}: no row has a label in column {self.label!r}; name another split")
-        return self if len(found) == len(self) else self.select(found)
-
 
 def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple[Rows, str]:
     """Rows of a split, and why it is that column."""

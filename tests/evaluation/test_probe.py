@@ -1,6 +1,8 @@
 """Features, probes and few-label fine-tuning: what they read, what they refuse, what they can tell apart."""
 
+import datetime
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -15,8 +17,11 @@ from encoders.backbone import pool
 from evaluation import probes
 from evaluation.features import extract
 from evaluation.finetune import finetune
-from evaluation.probes import draw, linear, neighbours, over_draws
-from modalities import EVALUATION, MODALITIES
+from evaluation.labels import hold_out
+from evaluation.load import from_run, published
+from evaluation.probes import draw, linear, neighbours, over_draws, score
+from export import export
+from modalities import MODALITIES, BadSample
 from training.errors import UserError
 from training.settings import Data
 from training.sources import load
@@ -42,14 +47,15 @@ def test_features_are_those_of_each_sample_alone(name, tmp_path):
     backbone = objective.backbone
     modality = backbone.modality
     rows = load(Data(name=str(table(name, tmp_path / "data")), column=name), modality)
-    features, row = extract(backbone, rows, batch=7)
+    features, row, bad = extract(backbone, rows, batch=7)
+    assert not bad
     assert row.tolist() == list(range(40))
     for i in (0, 39):
         alone = rows.select([i])
         samples = modality.samples(alone.table, alone.column)
         found = {"native": [], "mean": []}
-        for cell in samples[:][alone.column]:  # a text may be several
-            made = modality.view(modality.read(cell), EVALUATION, 0)
+        parts = (p for cell in samples[:][alone.column] for p in modality.parts(modality.read(cell)))
+        for made in parts:  # a text may be several, and a sound longer than the window
             view = modality.prepare(modality.collate([made], torch.zeros(1, dtype=torch.long)))
             with torch.no_grad():
                 encoded = backbone.encode(view)
@@ -67,15 +73,64 @@ def test_a_long_text_is_the_mean_of_its_windows(tmp_path):
     rows.to_parquet(str(tmp_path / "long.parquet"))
     loaded = load(Data(name=str(tmp_path / "long.parquet"), column="text"), modality)
     windows = len(modality.samples(loaded.table, "text"))
-    features, row = extract(objective.backbone, loaded)
+    features, row, _ = extract(objective.backbone, loaded)
     assert windows > 2 and row.tolist() == [0, 1] and len(features["mean"]) == 2
 
 
-def test_unreadable_rows_are_left_out(tmp_path):
+def test_a_long_sound_is_the_mean_of_windows_that_hear_all_of_it(tmp_path):
+    _, objective = finished("audio", "mae", tmp_path / "run")
+    modality = objective.backbone.modality
+    window, random = modality.window, np.random.default_rng(0)
+    waves = [
+        random.standard_normal(n).astype(np.float32) * 0.1 for n in (window // 2, window, 2 * window, 3 * window + 7)
+    ]
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    pieces = []
+    for i, wave in enumerate(waves):
+        cuts = [*range(0, len(wave) - window, window), max(0, len(wave) - window)]
+        pieces += [(i, wave[at : at + window]) for at in cuts]
+        (folder / f"{i}.wav").write_bytes(support.encoded(wave, subtype="FLOAT"))
+    assert [i for i, _ in pieces] == [0, 1, 2, 2, 3, 3, 3, 3]
+    heard = set(np.concatenate([at + np.arange(window) for at in (0, window, 2 * window, 2 * window + 7)]).tolist())
+    assert heard == set(range(3 * window + 7))
+    (tmp_path / "pieces").mkdir()
+    for n, (_, wave) in enumerate(pieces):
+        (tmp_path / "pieces" / f"{n}.wav").write_bytes(support.encoded(wave, subtype="FLOAT"))
+    whole = extract(objective.backbone, load(Data(name=str(folder)), modality), batch=3)
+    parts = extract(objective.backbone, load(Data(name=str(tmp_path / "pieces")), modality))
+    for pooling, x in whole.x.items():
+        means = [parts.x[pooling][[k for k, (j, _) in enumerate(pieces) if j == i]].mean(0) for i in range(4)]
+        np.testing.assert_allclose(x, means, atol=2e-5)
+
+
+def test_unreadable_rows_are_left_out_and_named(tmp_path):
     _, objective = finished("image", "mae", tmp_path / "run")
     rows = load(Data(name=str(table("image", tmp_path / "data", spoil=3))), objective.backbone.modality)
-    features, row = extract(objective.backbone, rows)
-    assert 3 not in row and len(row) == len(features["native"]) == 39
+    for workers in (0, 2):
+        features, row, bad = extract(objective.backbone, rows, batch=5, workers=workers)
+        assert 3 not in row and len(row) == len(features["native"]) == 39
+        assert bad.keys() == {3} and bad[3][0] == "spoilt" and "not a readable picture" in bad[3][1]
+
+
+def test_a_sound_that_breaks_off_is_left_out_whole(tmp_path, monkeypatch):
+    _, objective = finished("audio", "mae", tmp_path / "run")
+    modality = objective.backbone.modality
+    rows = load(Data(name=str(table("audio", tmp_path / "data"))), modality)
+    whole = modality.parts
+
+    def parts(sample):
+        yield next(whole(sample))
+        if parts.count == 4:
+            parts.count += 1
+            raise BadSample("ends early")
+        parts.count += 1
+
+    parts.count = 0
+    monkeypatch.setattr(modality, "parts", parts)
+    features, row, bad = extract(objective.backbone, rows, batch=3)
+    assert bad == {4: ("4.wav", "ends early")} and row.tolist() == [i for i in range(40) if i != 4]
+    assert len(features["mean"]) == 39
 
 
 def test_probes_tell_classes_apart_and_noise_not():
@@ -85,10 +140,37 @@ def test_probes_tell_classes_apart_and_noise_not():
     x[:, :4] += 4 * np.eye(4)[y]
     noise = random.randn(400, 8).astype(np.float32)
     for judge in (linear, neighbours):
-        assert judge(x[:200], y[:200], x[200:], y[200:]) > 90
-        assert judge(noise[:200], y[:200], noise[200:], y[200:]) < 45
-    mean, deviation = over_draws(linear, x[:200], y[:200], x[200:], y[200:], 2, 5)
-    assert mean > 60 and deviation > 0
+        assert judge(x[:200], y[:200], x[200:], y[200:]).mean() > 0.9
+        assert judge(noise[:200], y[:200], noise[200:], y[200:]).mean() < 0.45
+    hits, none = (over_draws(linear, v[:200], y[:200], v[200:], y[200:], 2, 5) for v in (x, noise))
+    assert hits.shape == none.shape == (5, 200)
+    assert score(hits).mean > 60 and score(hits).deviation > 0
+    assert score(hits, none).sure and not score(none, hits).sure and not score(hits, hits).sure
+
+
+def test_a_difference_is_paired_and_its_error_is_that_of_draws_and_rows():
+    hits = np.array([[1, 1, 1, 0], [1, 0, 1, 0]], dtype=bool)
+    other = np.array([[1, 0, 1, 0], [1, 0, 0, 0]], dtype=bool)
+    found = score(hits, other)  # differences: one row in each draw, another one each time
+    rows = 100 * np.array([0, 0.5, 0.5, 0])
+    assert found.mean == 25 and found.deviation == 0
+    assert found.error == pytest.approx(np.sqrt(rows.var(ddof=1) / 4))
+    one = score(hits[:1])
+    assert one.mean == 75 and one.deviation is None and one.error == pytest.approx(100 * np.sqrt(0.25 / 4))
+    more = score(hits)
+    assert more.deviation == pytest.approx(25 / np.sqrt(2))
+    assert more.error == pytest.approx(np.sqrt(more.deviation**2 / 2 + 100**2 * np.var([1, 0.5, 1, 0], ddof=1) / 4))
+
+
+def test_without_a_difference_sure_is_rare():
+    """Two encoders that are equally good, on draws and rows of their own luck: at most a few in a hundred are sure."""
+    random = np.random.RandomState(0)
+    sure = 0
+    for _ in range(400):
+        row, draws = random.randn(60), random.randn(2, 10, 1)
+        both = (row + 0.5 * draws + random.randn(2, 10, 60)) > 0
+        sure += score(both[0], both[1]).sure
+    assert sure < 20
 
 
 def test_a_draw_has_as_many_of_each_class():
@@ -99,38 +181,179 @@ def test_a_draw_has_as_many_of_each_class():
 
 
 def test_the_command_writes_a_table_beside_the_untrained_encoder(tmp_path, capsys):
-    _, objective = finished("image", "mae", tmp_path / "run")
+    finished("image", "mae", tmp_path / "run")
     data = table("image", tmp_path / "data")
     probe.main([str(tmp_path / "run"), "--data", str(data), "--labels", "[2,5]", "--draws", "3"])
     rows = json.loads((tmp_path / "run" / "probe.json").read_text())
     cells = {(r["encoder"], r["pooling"], r["probe"], r["labels"]) for r in rows}
     assert len(cells) == len(rows) == 2 * 2 * 2 * 2
-    assert "cells are above the untrained encoder" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cells are above the untrained encoder by more than two standard errors" in said
+    assert "always answering the largest (a): 50.0" in said
+    mine = [r for r in rows if r["encoder"] == "pretrained"]
+    assert all(r["largest_class"] == 50.0 and r["above"].keys() == {"random", "largest class"} for r in mine)
+    for r in mine:
+        other = next(
+            o for o in rows if o["encoder"] == "random" and all(o[k] == r[k] for k in ("labels", "probe", "pooling"))
+        )
+        assert r["above"]["random"]["mean"] == pytest.approx(r["accuracy"] - other["accuracy"])
+    assert said.count(": gain") == sum(r["above"]["random"]["sure"] for r in mine)
 
 
-def test_labels_in_words_are_numbered_together_and_rows_without_are_left_out(tmp_path, monkeypatch):
-    finished("image", "mae", tmp_path / "run")
+def test_a_run_that_started_somewhere_is_shown_beside_that(tmp_path, capsys):
+    finished("image", "mae", tmp_path / "first", {"positions": "learned"}, noise=1)
+    start = export(tmp_path / "first")
+    capsys.readouterr()
+    options = {"init_from": str(start), "encoder": {"name": "tiny"}}
+    config, objective = finished("image", "mae", tmp_path / "run", {"positions": "learned"}, **options)
+    data = table("image", tmp_path / "data")
+    rows = probe.probe(tmp_path / "run", data=str(data), labels=[3], draws=3)
+    assert {r["encoder"] for r in rows} == {"pretrained", "random", "published"}
+    assert rows[0]["above"].keys() == {"random", "published", "largest class"}
+    said = capsys.readouterr().out
+    assert "of 4 cells are above the published start" in said
+    begun = published(config, tmp_path / "run" / "checkpoint-1")
+    first = from_run(tmp_path / "first")[1].backbone
+    assert torch.equal(begun.encoder.norm.bias, first.encoder.norm.bias)
+    assert not torch.equal(begun.encoder.norm.bias, objective.backbone.encoder.norm.bias)
+    shutil.rmtree(start)
+    rows = probe.probe(tmp_path / "run", data=str(data), labels=[3], draws=3)
+    assert {r["encoder"] for r in rows} == {"pretrained", "random"}
+    assert "published start, which cannot be read" in capsys.readouterr().out
+
+
+NAMED = {"image": datasets.Image(decode=False)}
+
+
+def save(folder, columns: dict[str, list], feature=None):
+    """Splits of pictures with the labels `columns` has for each, of one type."""
     cells, _ = support.cells("image", 40)
+    made = datasets.DatasetDict()
+    for split, values in columns.items():
+        features = None if feature is None else datasets.Features(NAMED | {"kind": feature})
+        made[split] = datasets.Dataset.from_dict({"image": cells[: len(values)], "kind": values}, features=features)
+        made[split] = made[split].cast_column("image", NAMED["image"])
+    made.save_to_disk(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    finished("image", "mae", folder)
+    return folder
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """What a probe is given: rows, classes to learn from, classes to judge."""
+    seen = []
+
+    def judge(x, y, test_x, test_y):
+        seen.append((len(x), set(y.tolist()), set(test_y.tolist())))
+        return test_y == 0
+
+    monkeypatch.setattr(probes, "PROBES", {"linear": judge})
+    return seen
+
+
+def test_labels_in_words_are_numbered_together_and_rows_without_are_counted(run, judged, tmp_path, capsys):
     columns = {
         "train": [None, *["ant", "bee", "cat"] * 13],
         "test": ["bee", "cat"] * 20,  # no ant: numbered alone, bees would be ants
     }
-    feature = datasets.Features({"image": datasets.Image(decode=False), "kind": datasets.Value("string")})
-    splits = {k: datasets.Dataset.from_dict({"image": cells, "kind": v}, features=feature) for k, v in columns.items()}
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "data")
-    judged = []
-
-    def judge(x, y, test_x, test_y):
-        judged.append((len(x), set(y), set(test_y)))
-        return 50.0
-
-    monkeypatch.setattr(probes, "PROBES", {"linear": judge})
-    probe.probe(tmp_path / "run", data=str(tmp_path / "data"), label_column="kind")
+    probe.probe(run, data=save(tmp_path / "data", columns), label_column="kind")
     assert judged and all(seen == (39, {0, 1, 2}, {1, 2}) for seen in judged)
-    splits["test"] = splits["test"].map(lambda row: {"kind": None})
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "without")
-    with pytest.raises(UserError, match="no row has a label in column 'kind'"):
-        probe.probe(tmp_path / "run", data=str(tmp_path / "without"), label_column="kind")
+    said = capsys.readouterr().out
+    assert "train: 1 of 40 rows have no label in column 'kind': left out" in said
+    assert "no row to judge of class ant" in said
+    columns["test"] = [None] * 40
+    without = save(tmp_path / "without", columns, datasets.Value("string"))
+    with pytest.raises(UserError, match="split test: no row has a label in column 'kind'"):
+        probe.probe(run, data=without, label_column="kind", test_split="test")
+    probe.probe(run, data=without, label_column="kind")
+    assert "no row has a label in column 'kind': not judged on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "rows", "classes"),
+    [
+        ([True, False] * 20, None, 40, 2),
+        ([-1, 1] * 20, None, 40, 2),  # in a column of plain numbers -1 is a class
+        ([0, 1, -1, 2] * 10, datasets.ClassLabel(names=["a", "b", "c"]), 30, 3),  # and of a class label none
+        ([0.5, 1.0, 1.5, 5.0] * 10, None, 40, 4),
+        ([1.0, 0.0, None, 1.0] * 10, None, 30, 2),
+        ([1.0, 0.0, float("nan"), 1.0] * 10, None, 30, 2),
+        (["a", "", " ", "b"] * 10, None, 20, 2),
+        (list(range(20)) * 2, None, 40, 20),
+    ],
+)
+def test_labels_of_many_kinds(labels, feature, rows, classes, run, judged, tmp_path):
+    data = save(tmp_path / "data", {"train": labels, "test": labels}, feature)
+    probe.probe(run, data=data, label_column="kind")
+    assert judged and all(seen == (rows, set(range(classes)), set(range(classes))) for seen in judged)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[0, 1], [2]] * 20, "column 'kind' holds lists: several labels a row"),
+        ([{"a": 1}] * 40, "column 'kind' holds fields of several values"),
+        ([i / 7 for i in range(40)], "holds 40 different numbers in 80 rows: a score"),
+        ([f"file {i}" for i in range(40)] + ["b"] * 0, "holds 80 different words in 80 rows: a name of each row"),
+        ([7] * 40, "one class only .7."),
+        ([datetime.date(2020, 1, 1 + i % 2) for i in range(40)], "holds date values"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message, run, tmp_path):
+    other = [f"{v}b" for v in labels] if isinstance(labels[0], str) else labels
+    data = save(tmp_path / "data", {"train": labels, "test": other})
+    with pytest.raises(UserError, match=message):
+        probe.probe(run, data=data, label_column="kind")
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "read"),
+    [
+        (("train", "test"), {}, "test"),
+        (("train", "validation"), {}, "validation"),
+        (("train", "validation", "test"), {"test_split": "val"}, "validation"),
+        (("train", "dev"), {}, "dev"),
+        (("train",), {}, None),
+        (("fold1", "fold2"), {"train_split": "fold1", "test_split": "fold2"}, "fold2"),
+    ],
+)
+def test_splits_go_by_any_of_their_names(there, asked, read, run, judged, tmp_path, capsys):
+    sizes = {name: 40 - 4 * i for i, name in enumerate(there)}
+    data = save(tmp_path / "data", {name: ["a", "b"] * (n // 2) for name, n in sizes.items()})
+    probe.probe(run, data=data, label_column="kind", **asked)
+    learn, judge = (32, 8) if read is None else (40, sizes[read])
+    assert judged[0][0] == learn
+    said = capsys.readouterr().out
+    assert f"{learn} rows to learn from, {judge} to judge" in said
+    assert ("held out to judge, by class" in said) == (read is None)
+
+
+def test_of_a_small_class_one_row_is_held_out():
+    learn, judge = hold_out(np.array([0] * 50 + [1] * 2 + [2]), 1000)
+    assert len(judge) == 11 and len(learn) == 42
+    assert 52 in learn and sum(i in judge for i in (50, 51)) == 1
+
+
+def test_the_column_is_the_run_s_own_or_the_one_that_is_named(tmp_path, capsys):
+    finished("text", "masked", tmp_path / "run", data={"name": "elsewhere", "column": "review"})
+    columns = {"title": support.sentences(40), "review": support.sentences(40, 1), "mood": ["good", "bad"] * 20}
+    for name, lost in (("same", ()), ("other", ("review",)), ("two", ("review",))):
+        kept = {k: v for k, v in columns.items() if k not in lost}
+        kept |= {"body": columns["review"]} if name == "two" else {}
+        datasets.Dataset.from_dict(kept).to_csv(str(tmp_path / f"{name}.csv"))
+    for name, asked, column in (("same", {}, "review"), ("same", {"column": "title"}, "title"), ("other", {}, "title")):
+        probe.probe(
+            tmp_path / "run", data=str(tmp_path / f"{name}.csv"), label_column="mood", draws=3, labels=[3], **asked
+        )
+        assert f"column {column!r}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="title, body"):
+        probe.probe(tmp_path / "run", data=str(tmp_path / "two.csv"), label_column="mood")
 
 
 @pytest.mark.parametrize(
@@ -141,6 +364,7 @@ def test_labels_in_words_are_numbered_together_and_rows_without_are_left_out(tmp
         ("--labels 3 9_run", "--labels [3] 9_run"),
         ("runs/9 --labels [2,10]", "runs/9 --labels [2,10]"),
         ("runs/9 --draws 10", "runs/9 --draws 10"),
+        ("runs/9 --data.column a --data b --data.label_column=c", "runs/9 --column a --data b --label_column=c"),
     ],
 )
 def test_labels_may_be_written_as_people_do(argv, same):
@@ -153,7 +377,19 @@ def test_a_wrong_option_is_one_line(capsys):
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("change", "message"), [({"draws": 2}, "draws 2"), ({"label_column": "mood"}, "mood")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"draws": 2}, "draws 2"),
+        ({"label_column": "mood"}, "mood"),
+        ({"most": 0}, "most 0 is below 1"),
+        ({"labels": [0]}, "labels 0 is below 1"),
+        ({"test_split": "holdout"}, "no split 'holdout'; it has test, train"),
+        ({"test_split": "train"}, "the split that the probe learns from"),
+        ({"column": "picture"}, "picture"),
+        ({"device": "cuda"}, "device cuda: no GPU is visible"),
+    ],
+)
 def test_refusals_of_the_command(change, message, tmp_path):
     finished("image", "mae", tmp_path / "run")
     data = table("image", tmp_path / "data")

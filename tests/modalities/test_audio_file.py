@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 from support import encoded, tone
 
 from modalities import EVALUATION, BadSample, ViewSpec
@@ -44,14 +45,26 @@ def test_long_file_costs_its_window(tmp_path, monkeypatch):
     assert read == []
     assert clip.length == math.ceil(count * RATE / rate)
     views = [modality.view(clip, ViewSpec(strength="strong", index=i), 3)["data"] for i in range(2)]
-    assert len(read) == 1 and read[0] <= math.ceil(modality.window * rate / RATE)  # both views are of one window
+    # Both views are of one window, and of what the resampling filter reaches: blocks of 441 frames.
+    assert len(read) == 1 and read[0] <= math.ceil(modality.window * rate / RATE) + 6 * 441
     assert torch.equal(*views)
     starts = {modality.view(clip, ViewSpec(), seed)["data"].numpy().tobytes() for seed in range(10)}
     assert len(starts) > 5
-    centre = modality.view(clip, EVALUATION, 0)["data"].numpy()
-    pitch = np.abs(np.fft.rfft(centre[:RATE])).argmax()
-    assert pitch in (200, 300)  # the middle is where the second minute ends
+    head = modality.view(clip, EVALUATION, 0)["data"].numpy()
+    assert np.abs(np.fft.rfft(head[:RATE])).argmax() == 100
     assert sum(read) < 15 * rate
+    heard = [np.abs(np.fft.rfft(part["data"].numpy()[:RATE])).argmax() for part in modality.parts(clip)]
+    assert len(heard) == math.ceil(clip.length / modality.window) and set(heard) >= {100, 200, 300, 400}
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100, 48_000])
+def test_a_window_is_cut_from_the_whole_file(rate):
+    wave = np.random.default_rng(0).standard_normal((rate * 5 + 13, 2)).astype(np.float32) * 0.1
+    clip = Clip(encoded(wave, rate, subtype="FLOAT"), RATE)
+    whole = torchaudio.functional.resample(torch.from_numpy(wave.mean(1)), rate, RATE).numpy()
+    assert clip.wave is None and clip.length == len(whole)
+    for start in (0, 1, 12_345, clip.length - RATE):
+        np.testing.assert_allclose(clip.window(start, RATE), whole[start : start + RATE], atol=1e-5)
 
 
 def test_channels_are_averaged_before_resampling():
