@@ -98,6 +98,7 @@ class Audio(Grid):
         self.channels = 1
         self.learned_positions = positions == "learned"
         self.target, self.variance_floor = target, variance_floor
+        self.check_target()
         self.roll, self.gain, self.stretch, self.frequency_scale = roll, gain, stretch, frequency_scale
         self.time_mask, self.frequency_mask, self.mixup = time_mask, frequency_mask, mixup
         self.mean, self.std = mean, std

@@ -145,6 +145,13 @@ class Grid(Modality):
         """Values in a piece."""
         return self.channels * self.tile[0] * self.tile[1]
 
+    def check_target(self) -> None:
+        """A piece of one value has no deviation to be normalised by."""
+        if self.target == "normalised" and self.values == 1:
+            raise ValueError(
+                "modality.target normalised: a piece of one value is always 0; choose raw, or a larger piece"
+            )
+
     def scaled(self, size: float) -> tuple[int, int]:
         """The grid, in pieces, of a view whose sides are `size` of the full one's."""
         return tuple(max(1, round(g * size)) for g in self.grid)

@@ -103,6 +103,7 @@ class Image(Grid):
         self.channels = channels
         self.learned_positions = positions == "learned"
         self.target, self.variance_floor = target, variance_floor
+        self.check_target()
         self.flip = flip
         self.rotation, self.shift, self.zoom, self.shear = rotation, shift, zoom, shear
         self.augmentation = augmentation

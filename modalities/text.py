@@ -86,8 +86,15 @@ class Text(Modality):
         """Load the named tokenizer, or train one on the rows. Before `samples`, `view` and `build`."""
         if self.named is None:
             self._adopt(train(rows, column, self.vocab_size or 8192))
-        else:
+            return
+        try:
             self.load(self.named)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(
+                f"modality.tokenizer {self.named}: no fast tokenizer can be read there; give a hub id or a folder "
+                f"with a tokenizer.json ({reason})"
+            ) from error
 
     def load(self, folder: str) -> None:
         from transformers import AutoTokenizer

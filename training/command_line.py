@@ -77,7 +77,7 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
         with contextlib.redirect_stderr(io.StringIO()):
             space = parser.parse_args(["--config", yaml.safe_dump(given), *argv] if given else argv)
     except ArgumentError as error:
-        raise UserError(one_line(error)) from None
+        raise UserError(readable(error)) from None
     values = home(space.as_dict())
     values.pop("config", None)
     groups = {name: values.pop(name) for name in GROUPS}
@@ -87,6 +87,12 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
     filed = {k for k, v in filed.items() if k not in kept and (stored is None or v != usual.get(k))}
     origin = kept | dict.fromkeys(filed, "file") | dict.fromkeys((k for k in said if k in usual), "command line")
     return Config(run, Data(**groups.pop("data")), **groups, origin=origin).check()
+
+
+def readable(error: ArgumentError) -> str:
+    """jsonargparse's refusal of a value, by the option's name and in the words of the help."""
+    text = re.sub(r"<class '(\w+)'>", r"\1", one_line(error))
+    return re.sub(r'^(?:Parser key|argument) "?(--)?([\w.]+)"?: ', r"\1\2: ", text)
 
 
 def _known(key: str, known: set[str], usual: dict[str, Any], dashes: str = "") -> None:

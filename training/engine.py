@@ -77,6 +77,8 @@ def settings(run: Run, ranks: int) -> dict[str, Any]:
             given = json.loads(Path(given).read_text())
         except json.JSONDecodeError as error:
             raise UserError(f"deepspeed {run.deepspeed}: not JSON: {error}") from None
+    if not isinstance(given or {}, dict):
+        raise UserError(f"deepspeed {run.deepspeed}: holds no settings (a JSON object)")
     given = json.loads(json.dumps(given or {}))
     ours = dict(zip(BATCH_KEYS, (global_batch(run, ranks), run.per_device_train_batch_size, 0), strict=True))
     ours["gradient_accumulation_steps"] = run.gradient_accumulation_steps
