@@ -10,6 +10,7 @@ from unittest import mock
 import torch
 
 from encoders import Backbone, Encoder, EncoderSettings, GridEmbedding, Pooling
+from encoders.encoder import PRESETS
 from encoders.native import family_of, make
 from modalities import MODALITIES, Image
 from modalities.domains import Count, NotNegative, Number, Part, Positive, Within, build, check, defaults
@@ -215,11 +216,20 @@ class Config:
         """
         if self.origin.get("family") in GIVEN and self.run.family != start.family.name:
             raise UserError(f"family {self.run.family}: init_from {self.run.init_from} is of {start.family.name}")
-        self.run.family, self.run.pooling = start.family.name, self.run.pooling or start.pooling
-        known, free = defaults_of(self.modality["name"], self.objective["name"]), getattr(start, "free", ())
+        for name, value in (("family", start.family.name), ("pooling", start.pooling)):
+            if self.origin.get(name) not in GIVEN and value is not None:
+                setattr(self.run, name, value)
+                self.origin[name] = "checkpoint"
+        size = dict(zip(("width", "depth", "heads"), PRESETS[self.encoder["name"]], strict=True))
+        if self.origin.get("encoder.name") in GIVEN and size != {k: start.encoder.get(k, v) for k, v in size.items()}:
+            raise UserError(
+                f"encoder {self.encoder['name']} was given, but init_from {self.run.init_from} has another size; leave "
+                "encoder out"
+            )
+        known = defaults_of(self.modality["name"], self.objective["name"])
         for group in GROUPS[1:]:
             for name, value in getattr(start, group).items():
-                self._adopt(f"{group}.{name}", value, group == "objective" or name in free, known)
+                self._adopt(f"{group}.{name}", value, group == "objective" or name in start.free, known)
 
     def _adopt(self, key: str, value: Any, free: bool, known: dict[str, Any]) -> None:
         group, *path = key.split(".")

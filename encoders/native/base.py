@@ -76,6 +76,8 @@ class Start:
         processor: its processor or tokenizer, if it has one.
     """
 
+    free: ClassVar[tuple[str, ...]] = ("mean", "std")  # of the modality's settings: the user may have other ones
+
     family: "Family" = field(repr=False)
     modality: dict[str, Any]
     encoder: dict[str, Any]

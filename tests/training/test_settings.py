@@ -114,7 +114,8 @@ def test_a_modality_has_defaults_of_its_own(monkeypatch):
 
 
 def start(**parts):
-    empty = {"modality": {}, "encoder": {}, "objective": {}, "free": ()}
+    family = types.SimpleNamespace(name="vit")
+    empty = {"family": family, "pooling": None, "modality": {}, "encoder": {}, "objective": {}, "free": ()}
     return types.SimpleNamespace(**empty | parts)
 
 
@@ -166,6 +167,16 @@ def test_a_size_that_was_given_is_not_overruled(argv, says):
     with pytest.raises(UserError) as refused:
         config.adopt(start(modality={"image_size": 64}, encoder={"depth": 12}))
     assert says in str(refused.value)
+
+
+def test_a_preset_that_was_given_is_not_overruled():
+    small = {"width": 384, "depth": 12, "heads": 6}
+    config = read({"init_from": "vit", "encoder": "small"})
+    config.adopt(start(encoder=small, pooling="lead"))
+    assert config.origin["family"] == config.origin["pooling"] == "checkpoint" and config.run.pooling == "lead"
+    assert read(config.stored()) == config
+    with pytest.raises(UserError, match="encoder small was given, but init_from vit has another size"):
+        read({"init_from": "vit", "encoder": "small"}).adopt(start(encoder=small | {"depth": 3}))
 
 
 def test_given_settings_are_what_a_resume_compares():
