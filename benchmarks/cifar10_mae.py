@@ -38,9 +38,8 @@ def config(data: str, size: str, batch: int, samples: int, folder: Path) -> dict
         "encoder": {"name": "tiny", "width": width, "depth": depth, "heads": width // 32},
         "objective": {
             "name": "mae",
-            "mask_ratio": 0.75,
-            "decoder_width": 64,
-            "decoder_depth": 1,
+            "mask": {"ratio": 0.75},
+            "decoder": {"width": 64, "depth": 1},
             "scale": [1.0, 1.0],
         },
         "output_dir": str(folder),
@@ -193,7 +192,7 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
         ViTMAEConfig(
             hidden_size=encoder["width"], num_hidden_layers=encoder["depth"], num_attention_heads=encoder["heads"],
             intermediate_size=4 * encoder["width"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-            image_size=32, patch_size=modality.tile[0], mask_ratio=objective.mask_ratio, norm_pix_loss=True,
+            image_size=32, patch_size=modality.tile[0], mask_ratio=objective.mask.ratio, norm_pix_loss=True,
             decoder_hidden_size=64, decoder_num_hidden_layers=1, decoder_num_attention_heads=1,
             decoder_intermediate_size=256,
         )

@@ -24,11 +24,11 @@ BATCH, SIZE, PATCH, WIDTH, DEPTH, HEADS, DECODER = 16, 224, 16, 384, 12, 6, (192
 def ours():
     from encoders.native import make
     from modalities import Image
-    from objectives import MAE
+    from objectives import MAE, Decoder
 
     torch.manual_seed(0)
     backbone = make(Image(SIZE, PATCH), width=WIDTH, depth=DEPTH, heads=HEADS)
-    return MAE(backbone, 0.75, DECODER[0], DECODER[1], DECODER[2])
+    return MAE(backbone, decoder=Decoder(*DECODER))
 
 
 def theirs():

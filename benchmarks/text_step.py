@@ -79,7 +79,7 @@ def main() -> None:
             ids[i, 1 : 1 + len(sample["data"])] = sample["data"]
         position = torch.arange(length)[None, :, None].expand(len(batch), -1, -1)
         view = {"data": ids, "position": position, "seed": seed}
-        chosen = masking.hide(view, objective.mask_ratio, "random", 3, text.hideable(view))
+        chosen = masking.hide(view, objective.mask.ratio, "random", 3, text.hideable(view))
         data, hide = text.corrupt(ids, chosen, masking.random(view, 3))
         output = native(
             input_ids=torch.where(hide, text.mask, data),

@@ -3,7 +3,9 @@
 from objectives.base import Objective, Progress
 from objectives.contrastive import SimCLR
 from objectives.distillation import BYOL
-from objectives.masked import MAE, Masked
+from objectives.heads import Head
+from objectives.masked import MAE, Decoder, Masked
+from objectives.masking import Mask
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,
@@ -12,4 +14,15 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "byol": BYOL,
 }
 
-__all__ = ["BYOL", "MAE", "OBJECTIVES", "Masked", "Objective", "Progress", "SimCLR"]
+__all__ = [
+    "BYOL",
+    "MAE",
+    "OBJECTIVES",
+    "Decoder",
+    "Head",
+    "Mask",
+    "Masked",
+    "Objective",
+    "Progress",
+    "SimCLR",
+]

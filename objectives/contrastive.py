@@ -1,18 +1,16 @@
 """Contrastive objectives: two views of a sample attract, all other samples of the global batch repel."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from encoders.backbone import Backbone, pooled
-from modalities.domains import Count, Positive, Scale
+from modalities.domains import Positive, Scale
 from modalities.view import ViewSpec
 from objectives import collectives
 from objectives.base import Batch, Objective
-from objectives.heads import MLPHead
+from objectives.heads import Head, MLPHead
 
 
 class SimCLR(Objective):
@@ -20,10 +18,7 @@ class SimCLR(Objective):
 
     Args:
         temperature: divides the cosine similarities.
-        head_hidden: width of the projection head's hidden layer.
-        head_out: width of a projection.
-        head_layers: linear layers of the projection head.
-        head_norm: `batch` normalises over the global batch, `layer` over each sample's features.
+        head: sizes of the projection head.
         scale: smallest and largest fraction of a sample that a view keeps.
     """
 
@@ -31,17 +26,14 @@ class SimCLR(Objective):
         self,
         backbone: Backbone,
         temperature: Positive = 0.1,
-        head_hidden: Count = 2048,
-        head_out: Count = 128,
-        head_layers: Count = 2,
-        head_norm: Literal["batch", "layer"] = "batch",
+        head: Head = Head(),
         scale: Scale = (0.08, 1.0),
     ):
         super().__init__(backbone, tuple(ViewSpec(scale=scale, strength="strong", index=i) for i in range(2)))
         if not temperature > 0:
             raise ValueError(f"objective.temperature {temperature} is not above 0; try 0.1")
         self.temperature = temperature
-        self.projector = MLPHead(backbone.pooled_width, head_hidden, head_out, head_layers, head_norm)
+        self.projector = MLPHead(backbone.pooled_width, head)
 
     def represent(self, views: Batch) -> dict[str, Tensor]:
         return {"pooled": pooled(self.backbone, views), "identity": views[0].identity}

@@ -1,6 +1,6 @@
 """Self-distillation: a student predicts what a teacher, its own moving average, makes of another view."""
 
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from encoders.backbone import Backbone, pooled
-from modalities.domains import Count, Positive, Scale
+from modalities.domains import Positive, Scale
 from modalities.view import ViewSpec
 from objectives.base import Batch, Objective, Progress
-from objectives.heads import MLPHead
+from objectives.heads import Head, MLPHead
 from objectives.teacher import Teacher
 
 
@@ -20,10 +20,7 @@ class BYOL(Objective):
 
     Args:
         half_life: half-life of the teacher's average, in samples (BYOL's 0.99 at batch 4096: 280,000).
-        head_hidden: width of the hidden layers of projector and predictor.
-        head_out: width of a projection.
-        head_layers: linear layers of the projector; the predictor has two.
-        head_norm: `batch` normalises over the global batch, `layer` over each sample's features.
+        head: sizes of the projector; the predictor has two layers.
         scale: smallest and largest fraction of a sample that a view keeps.
     """
 
@@ -31,17 +28,14 @@ class BYOL(Objective):
         self,
         backbone: Backbone,
         half_life: Positive = 5000.0,
-        head_hidden: Count = 4096,
-        head_out: Count = 256,
-        head_layers: Count = 2,
-        head_norm: Literal["batch", "layer"] = "batch",
+        head: Head = Head(4096, 256),
         scale: Scale = (0.08, 1.0),
     ):
         super().__init__(backbone, tuple(ViewSpec(scale=scale, strength="strong", index=i) for i in range(2)))
         if not half_life > 0:
             raise ValueError(f"objective.half_life {half_life} is not above 0; try 5000")
-        self.projector = MLPHead(backbone.pooled_width, head_hidden, head_out, head_layers, head_norm)
-        self.predictor = MLPHead(head_out, head_hidden, head_out, 2, head_norm)
+        self.projector = MLPHead(backbone.pooled_width, head)
+        self.predictor = MLPHead(head.out, replace(head, layers=2))
         self.teacher = Teacher(backbone, self.projector, half_life=half_life)
 
     def represent(self, views: Batch) -> dict[str, Tensor]:

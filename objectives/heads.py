@@ -1,11 +1,13 @@
 """Projection heads, and the normalisation over the global batch that they may use."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from modalities.domains import Count
 from objectives import collectives
 
 
@@ -34,23 +36,37 @@ class BatchNorm(nn.Module):
 NORMS = {"batch": BatchNorm, "layer": nn.LayerNorm}
 
 
+@dataclass(frozen=True)
+class Head:
+    """A projection head.
+
+    Args:
+        hidden: width of the hidden layers.
+        out: width of a projection.
+        layers: number of linear layers.
+        norm: `batch` normalises over the global batch, `layer` over each sample's features.
+    """
+
+    hidden: Count = 2048
+    out: Count = 128
+    layers: Count = 2
+    norm: Literal["batch", "layer"] = "batch"
+
+
 class MLPHead(nn.Sequential):
     """Linear, norm, ReLU, as often as asked, then Linear.
 
     Args:
         width: width of the input.
-        hidden: width of the hidden layers.
-        out: width of the output.
-        layers: number of linear layers.
-        norm: `batch` normalises over the global batch, `layer` over each sample's features.
+        head: the other sizes, and the normalisation.
     """
 
-    def __init__(self, width: int, hidden: int, out: int, layers: int = 2, norm: Literal["batch", "layer"] = "batch"):
+    def __init__(self, width: int, head: Head):
         modules: list[nn.Module] = []
-        for _ in range(layers - 1):
-            modules += [nn.Linear(width, hidden, bias=False), NORMS[norm](hidden), nn.ReLU()]
-            width = hidden
-        super().__init__(*modules, nn.Linear(width, out))
+        for _ in range(head.layers - 1):
+            modules += [nn.Linear(width, head.hidden, bias=False), NORMS[head.norm](head.hidden), nn.ReLU()]
+            width = head.hidden
+        super().__init__(*modules, nn.Linear(width, head.out))
         for module in self:
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -1,22 +1,32 @@
 """Masked prediction, in its two ways: drop pieces and decode them (MAE), or hide their content (BERT, SimMIM)."""
 
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from encoders.backbone import Backbone, pool_pieces
 from encoders.encoder import Architecture, Encoder
-from modalities.domains import Count, Scale, Share
+from modalities.domains import Count, Scale
 from modalities.view import View, ViewSpec
 from objectives import collectives, masking
 from objectives.base import Batch, Objective
+from objectives.masking import Mask
 
 
-def check_ratio(ratio: float) -> float:
-    if not 0 < ratio < 1:
-        raise ValueError(f"objective.mask_ratio {ratio} is not between 0 and 1, both excluded; try 0.75")
-    return ratio
+@dataclass(frozen=True)
+class Decoder:
+    """A light decoder.
+
+    Args:
+        width: width of its tokens.
+        depth: number of blocks.
+        heads: attention heads. Default: one for each 64 of width.
+    """
+
+    width: Count = 192
+    depth: Count = 4
+    heads: Count | None = None
 
 
 class MAE(Objective):
@@ -27,42 +37,34 @@ class MAE(Objective):
     cross-entropy.
 
     Args:
-        mask_ratio: fraction of each sample's pieces that is dropped.
-        decoder_width: width of the decoder's tokens.
-        decoder_depth: blocks of the decoder.
-        decoder_heads: attention heads of the decoder. Default: one for each 64 of width.
-        masking: drop pieces at `random`, in a `block`, or all but blocks (`inverse_block`).
-        block: side of a block in pieces.
+        mask: which pieces are dropped.
+        decoder: sizes of the decoder.
         scale: smallest and largest fraction of a sample that its view keeps.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        mask_ratio: Share = 0.75,
-        decoder_width: Count = 192,
-        decoder_depth: Count = 4,
-        decoder_heads: Count | None = None,
-        masking: Literal["random", "block", "inverse_block"] = "random",
-        block: Count = 3,
+        mask: Mask = Mask(),
+        decoder: Decoder = Decoder(),
         scale: Scale = (0.2, 1.0),
     ):
         super().__init__(backbone, (ViewSpec(scale=scale),))
-        self.mask_ratio, self.masking, self.block = check_ratio(mask_ratio), masking, block
+        self.mask = mask
         trunk = backbone.encoder.architecture
-        self.embed = nn.Linear(trunk.width, decoder_width)
-        self.hidden = nn.Parameter(torch.empty(decoder_width))
-        self.places = backbone.embedding.places(decoder_width)
+        self.embed = nn.Linear(trunk.width, decoder.width)
+        self.hidden = nn.Parameter(torch.empty(decoder.width))
+        self.places = backbone.embedding.places(decoder.width)
         self.decoder = Encoder(
             Architecture(
-                decoder_width,
-                decoder_depth,
-                decoder_heads or max(1, decoder_width // 64),
-                hidden=round(trunk.hidden / trunk.width * decoder_width),
+                decoder.width,
+                decoder.depth,
+                decoder.heads or max(1, decoder.width // 64),
+                hidden=round(trunk.hidden / trunk.width * decoder.width),
                 eps=trunk.eps,
             )
         )
-        self.predict = backbone.embedding.head(decoder_width)
+        self.predict = backbone.embedding.head(decoder.width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -72,8 +74,8 @@ class MAE(Objective):
 
     def forward(self, views: Batch) -> dict[str, Tensor]:
         view, modality = views[0], self.backbone.modality
-        hide = masking.hide(view, self.mask_ratio, self.masking, self.block, modality.droppable(view))
-        dropped_index, dropped_valid, kept_index, kept_valid = masking.split(view, hide, self.mask_ratio)
+        hide = masking.hide(view, self.mask.ratio, self.mask.kind, self.mask.block, modality.droppable(view))
+        dropped_index, dropped_valid, kept_index, kept_valid = masking.split(view, hide, self.mask.ratio)
         kept, dropped = view.keep(kept_index, kept_valid), view.keep(dropped_index, dropped_valid)
 
         encoded = self.backbone.encode(kept)
@@ -105,30 +107,26 @@ class Masked(Objective):
     2022). The head sees the hidden pieces only.
 
     Args:
-        mask_ratio: fraction of each sample's pieces that is hidden.
-        masking: hide pieces at `random`, in a `block` (a span of text), or all but blocks (`inverse_block`).
-        block: side of a block in pieces.
+        mask: which pieces are hidden.
         scale: smallest and largest fraction of a sample that its view keeps.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        mask_ratio: Share = 0.3,
-        masking: Literal["random", "block", "inverse_block"] = "random",
-        block: Count = 3,
+        mask: Mask = Mask(0.3),
         scale: Scale = (1.0, 1.0),
     ):
         super().__init__(backbone, (ViewSpec(scale=scale),))
-        self.mask_ratio, self.masking, self.block = check_ratio(mask_ratio), masking, block
+        self.mask = mask
         self.head = backbone.embedding.head(backbone.width)
 
     def forward(self, views: Batch) -> dict[str, Tensor]:
         view, modality = views[0], self.backbone.modality
-        chosen = masking.hide(view, self.mask_ratio, self.masking, self.block, modality.hideable(view))
-        data, hide = modality.corrupt(view.data, chosen, masking.random(view, self.block))
+        chosen = masking.hide(view, self.mask.ratio, self.mask.kind, self.mask.block, modality.hideable(view))
+        data, hide = modality.corrupt(view.data, chosen, masking.random(view, self.mask.block))
         encoded = self.backbone.encode(view.replace(data=data), hide)
-        index, valid, _, _ = masking.split(view, chosen, self.mask_ratio)
+        index, valid, _, _ = masking.split(view, chosen, self.mask.ratio)
         hidden, target = view.replace(data=encoded.pieces).keep(index).data, view.keep(index).data
         error = modality.error(self.head(hidden.flatten(0, 1)), target.flatten(0, 1))
         return {

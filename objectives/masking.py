@@ -7,13 +7,32 @@ not depend on packing, ranks or device.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from modalities.domains import Count, Share
 from modalities.hashing import mix, uniform
 from modalities.view import View
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which pieces an objective hides or drops.
+
+    Args:
+        ratio: fraction of each sample's pieces.
+        kind: pieces at `random`, in a `block` (a span, in one dimension), or all but blocks (`inverse_block`).
+        block: side of a block in pieces.
+    """
+
+    ratio: Share = 0.75
+    kind: Literal["random", "block", "inverse_block"] = "random"
+    block: Count = 3
+
 
 SALT = 0x3A5C  # keeps masks apart from what else a seed is used for
 HIGH = 1 << 33  # above any 32-bit noise

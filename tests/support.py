@@ -113,7 +113,7 @@ TINY = {
     "text": {"vocab_size": 300, "max_length": 16},
 }
 # Arguments of objectives that have these names are set to these values.
-SMALL = {"head_hidden": 32, "head_out": 16, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+SMALL = {"head": {"hidden": 32, "out": 16}, "decoder": {"width": 32, "depth": 1, "heads": 2}}
 
 
 def table_of(name: str, count: int = 40):
@@ -132,6 +132,18 @@ def rows_of(name: str, modality, count: int = 40):
     table = table_of(name, count)
     modality.fit(table, name)
     return Rows(table, name, None, "tiny", modality)
+
+
+def nested(dotted: dict) -> dict:
+    """Options by dotted name -> as constructors take them."""
+    made: dict = {}
+    for key, value in dotted.items():
+        *path, last = key.split(".")
+        into = made
+        for part in path:
+            into = into.setdefault(part, {})
+        into[last] = value
+    return made
 
 
 def config(modality: str, objective: str, folder, /, **options):

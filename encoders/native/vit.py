@@ -176,9 +176,9 @@ class ViTMAE(ViT):
         config = start.model.config
         start.modality["positions"] = "fixed"
         start.objective = {
-            "decoder_width": config.decoder_hidden_size,
-            "decoder_depth": config.decoder_num_hidden_layers,
-            "decoder_heads": config.decoder_num_attention_heads,
+            "decoder.width": config.decoder_hidden_size,
+            "decoder.depth": config.decoder_num_hidden_layers,
+            "decoder.heads": config.decoder_num_attention_heads,
         }
         return start
 

@@ -17,7 +17,7 @@ from transformers import (
 
 from encoders.native import FAMILIES, make, start_from
 from modalities import EVALUATION, Text
-from objectives import MAE, Masked, SimCLR, masking
+from objectives import MAE, Decoder, Masked, SimCLR, masking
 from training.command_line import read
 
 FAMILY = FAMILIES["roberta-prelayernorm"]
@@ -198,7 +198,7 @@ def test_starting_is_possible_with_shorter_windows_and_refused_with_another_padd
     modality.fit(None, "text")
     backbone = make(modality, start.family.name, **start.encoder)
     start.load(backbone)
-    start.load_heads(MAE(backbone, decoder_width=16, decoder_depth=1))  # the head has no use here
+    start.load_heads(MAE(backbone, decoder=Decoder(16, 1)))  # the head has no use here
     start.model.config.pad_token_id = 3
     with pytest.raises(ValueError, match="pad token"):
         start.load(backbone)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from encoders.native import make, start_from
 from export import export
 from modalities import EVALUATION, Image, View
+from modalities.domains import build
 from objectives import MAE, Masked, SimCLR
 
 SIZES = {"hidden_size": 44, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 49}
@@ -51,7 +52,7 @@ def started(folder, kind, **settings):
     start = start_from(str(folder), "image")
     backbone = make(Image(**start.modality), start.family.name, **start.encoder)
     start.load(backbone)
-    objective = kind(backbone, **settings)
+    objective = build(kind, support.nested(settings), "", backbone)
     start.load_heads(objective)
     return start.family, objective
 
@@ -94,7 +95,7 @@ def test_a_whole_mae_comes_over(tmp_path):
     assert not objective.backbone.embedding.positions.table.requires_grad
 
 
-@pytest.mark.parametrize("other", [{"decoder_width": 32}, {"decoder_depth": 2}, {"decoder_heads": 2}])
+@pytest.mark.parametrize("other", [{"decoder.width": 32}, {"decoder.depth": 2}, {"decoder.heads": 2}])
 def test_a_decoder_of_another_size_starts_fresh_and_says_so(other, tmp_path, capsys):
     published(tmp_path, "ViTMAEForPreTraining")
     start = start_from(str(tmp_path), "image")
@@ -192,8 +193,7 @@ def test_a_run_starts_from_a_checkpoint_and_continues_from_its_own(tmp_path, pic
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["encoder"] | {"width": 44, "depth": 2, "heads": 2, "eps": 1e-6} == config["encoder"]
-    decoder = {"decoder_width": 24, "decoder_depth": 3, "decoder_heads": 4}
-    assert config["objective"] | decoder == config["objective"]
+    assert config["objective"]["decoder"] == {"width": 24, "depth": 3, "heads": 4}
     assert config["modality"]["mean"] == IMAGENET["image_mean"] and config["modality"]["image_size"] == 16
     weights = load_file(folder / "checkpoint-4" / "model.safetensors")
     up = native.vit.layers[1].mlp.fc1.weight

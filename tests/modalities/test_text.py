@@ -10,7 +10,7 @@ from encoders.native import make
 from modalities import EVALUATION, BadSample, Text, View, ViewSpec
 from modalities.text import pack, pack_fixed, span
 from modalities.tokenizer import clean
-from objectives import BYOL, MAE, Masked, SimCLR, masking
+from objectives import BYOL, MAE, Head, Mask, Masked, SimCLR, masking
 
 
 def rows_of(texts, **columns) -> datasets.Dataset:
@@ -216,7 +216,7 @@ def test_equal_packed_padded_and_alone(text, backbone):
 @pytest.mark.parametrize("objective", [Masked, MAE])
 def test_losses_are_equal_packed_padded_and_alone(text, backbone, objective, kind):
     torch.manual_seed(1)
-    model = objective(backbone, mask_ratio=0.4, masking=kind)
+    model = objective(backbone, mask=Mask(0.4, kind))
     samples, seed = batch(text, [t for t in sentences(40) if len(t.split()) > 1], first=100)
     order = np.random.default_rng(0).permutation(len(samples)).tolist()
     others = [order[i : i + 3] for i in range(0, len(order), 3)]
@@ -235,7 +235,7 @@ def test_losses_are_equal_packed_padded_and_alone(text, backbone, objective, kin
 @pytest.mark.parametrize("objective", [SimCLR, BYOL])
 def test_objectives_of_pooled_views_are_equal_packed_and_padded(text, backbone, objective):
     torch.manual_seed(1)
-    model = objective(backbone, head_hidden=32, head_out=16)
+    model = objective(backbone, head=Head(32, 16))
     texts = sentences(12)
     losses = []
     for lay_out in (laid, padded):

@@ -8,7 +8,7 @@ import torch
 
 from encoders.native import make
 from modalities import Image, View
-from objectives import SimCLR
+from objectives import Head, SimCLR
 from objectives.contrastive import nt_xent_loss
 
 TEMPERATURES = [0.05, 0.1, 0.5, 1.0]
@@ -105,7 +105,7 @@ def test_half_precision_is_computed_in_float32():
 def test_a_batch_in_parts_is_the_batch():
     """`represent` is sample by sample, so parts may be represented apart and compared together."""
     torch.manual_seed(0)
-    objective = SimCLR(make(Image(8, 4), width=16, depth=1, heads=1), head_hidden=16, head_out=8)
+    objective = SimCLR(make(Image(8, 4), width=16, depth=1, heads=1), head=Head(16, 8))
     image = objective.backbone.modality
     number = torch.arange(6)
     views = [View(**image.cut(torch.randn(6, 3, 8, 8)), seed=number, identity=number) for _ in range(2)]

@@ -9,7 +9,7 @@ from torch import nn
 
 from encoders.native import make
 from modalities import Image, View
-from objectives import BYOL, Progress
+from objectives import BYOL, Head, Progress
 from objectives.distillation import byol_loss
 from objectives.teacher import Teacher
 
@@ -17,7 +17,7 @@ from objectives.teacher import Teacher
 @pytest.fixture
 def objective():
     torch.manual_seed(0)
-    made = BYOL(make(Image(8, 4), width=16, depth=2, heads=2), half_life=100, head_hidden=24, head_out=12)
+    made = BYOL(make(Image(8, 4), width=16, depth=2, heads=2), half_life=100, head=Head(24, 12))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -70,7 +70,7 @@ def test_the_loss_s_range():
 
 
 def test_the_teacher_begins_as_the_student_and_learns_nothing_by_gradient():
-    objective = BYOL(make(Image(8, 4), width=16, depth=1, heads=1), head_hidden=24, head_out=12)
+    objective = BYOL(make(Image(8, 4), width=16, depth=1, heads=1), head=Head(24, 12))
     for teacher, student in zip(objective.teacher, (objective.backbone, objective.projector), strict=True):
         for (name, kept), current in zip(teacher.named_parameters(), student.parameters(), strict=True):
             assert torch.equal(kept, current) and kept is not current and not kept.requires_grad, name

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from objectives.heads import BatchNorm, MLPHead
+from objectives.heads import BatchNorm, Head, MLPHead
 
 
 def norms(affine: bool = True):
@@ -58,7 +58,7 @@ def test_statistics_are_float32_under_autocast():
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_a_head_has_the_layers_asked_for(layers, norm):
-    head = MLPHead(8, 16, 4, layers, norm)
+    head = MLPHead(8, Head(16, 4, layers, norm))
     linear = [m for m in head if isinstance(m, nn.Linear)]
     assert [tuple(m.weight.shape) for m in linear] == [(16, 8), (16, 16), (4, 16)][: layers - 1] + [
         (4, 16 if layers > 1 else 8)

@@ -276,14 +276,14 @@ TINY += "--device cpu --report_to none".split()
 
 REFUSALS = [
     ("--modality.image_size 30 --modality.patch_size 8", r"image_size 30×30 .*patch_size 8; nearest that is: 32×32"),
-    ("--objective.mask_ratio 1.0", r"objective.mask_ratio 1.0 is not in \(0, 1\); try 0.75"),
-    ("--objective.mask_ratio 0", r"mask_ratio 0.* is not in \(0, 1\)"),
-    ("--objective.mask_ratio=-0.5", r"mask_ratio -0.5 is not in \(0, 1\)"),
+    ("--objective.mask.ratio 1.0", r"objective.mask.ratio 1.0 is not in \(0, 1\); try 0.75"),
+    ("--objective.mask.ratio 0", r"mask.ratio 0.* is not in \(0, 1\)"),
+    ("--objective.mask.ratio=-0.5", r"mask.ratio -0.5 is not in \(0, 1\)"),
     ("--objective simclr --objective.temperature 0", r"temperature 0.* is not in \(0, inf\); try 0.1"),
     ("--learning_rat 1e-3", r"no option '--learning_rat'; did you mean --learning_rate\?"),
-    ("--mask_ratio 0.5", r"no option '--mask_ratio'; did you mean --objective.mask_ratio\?"),
-    ("--objective.mask_ration 0.5", r"did you mean --objective.mask_ratio\?"),
-    ("--objective simclr --objective.mask_ratio 0.5", r"no option '--objective.mask_ratio'"),
+    ("--ratio 0.5", r"no option '--ratio'; did you mean --objective.mask.ratio\?"),
+    ("--objective.mask.ration 0.5", r"did you mean --objective.mask.ratio\?"),
+    ("--objective simclr --objective.mask.ratio 0.5", r"no option '--objective.mask.ratio'"),
     ("--objective mea", r"objective 'mea' is not one of .*; did you mean mae\?"),
     ("--modality pictures", r"modality 'pictures' is not one of image"),
     ("--encoder tinny", r"encoder.name 'tinny' is not one of tiny, small"),
@@ -311,7 +311,7 @@ def test_wrong_options(argv, says, tmp_path, capfd):
     ("content", "says"),
     [
         ("learning_rates: 1e-3", "no option 'learning_rates'; did you mean learning_rate?"),
-        ("objective: {name: mae, mask_ration: 0.5}", "no option 'objective.mask_ration'; did you mean"),
+        ("objective: {name: mae, mask: {ration: 0.5}}", "no option 'objective.mask.ration'; did you mean"),
         ("objective: {name: [}", "is not YAML"),
         ("- a\n- b", "holds no options"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
@@ -408,7 +408,7 @@ def command_line(*argv, cwd=support.ROOT) -> tuple[int, str, str, float]:
     ("argv", "says"),
     [
         (["--learning_rat", "1"], "did you mean --learning_rate?"),
-        (["--objective.mask_ratio", "2"], "mask_ratio 2.0 is not in (0, 1); try 0.75"),
+        (["--objective.mask.ratio", "2"], "mask.ratio 2.0 is not in (0, 1); try 0.75"),
     ],
 )
 def test_a_refusal_is_one_line_on_stderr(argv, says, tmp_path):
@@ -429,7 +429,7 @@ def test_an_empty_folder_is_one_line_on_stderr(tmp_path):
 def test_help_and_refusals_are_as_fast_as_torch():
     """Processor time, the least of several, so that what else the machine does matters little."""
     runs = {"torch": ["-c", "import torch"], "help": ["train.py", "--help"]}
-    runs["refusal"] = ["train.py", "--objective.mask_ratio", "2"]
+    runs["refusal"] = ["train.py", "--objective.mask.ratio", "2"]
     times = {name: [] for name in runs}
     for _ in range(3):
         for name, argv in runs.items():
@@ -439,7 +439,7 @@ def test_help_and_refusals_are_as_fast_as_torch():
     assert least["refusal"] <= 1.2 * least["torch"], least
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--objective.mask_ratio", "2"], ["--print_config"]])
+@pytest.mark.parametrize("argv", [["--help"], ["--objective.mask.ratio", "2"], ["--print_config"]])
 def test_heavy_libraries_wait_for_good_arguments(argv):
     program = (
         "import runpy, sys\n"
@@ -459,8 +459,8 @@ def command(folder, data, **more) -> list[str]:
     options = {
         "output_dir": folder,
         "data": data,
-        "objective.decoder_width": 32,
-        "objective.decoder_depth": 1,
+        "objective.decoder.width": 32,
+        "objective.decoder.depth": 1,
         "per_device_train_batch_size": 8,
         "max_steps": 8,
         "logging_steps": 1,

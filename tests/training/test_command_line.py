@@ -133,8 +133,8 @@ def test_every_option_is_documented(modality, objective):
 def test_differences_leave_out_what_may_change():
     old, new = read({}).stored(), read({"save_steps": 7, "device": "cpu", "data": {"max_bad": 3}}).stored()
     assert differences(old, new) == []
-    assert differences(old, read({"seed": 1, "objective": {"mask_ratio": 0.5}}).stored()) == [
-        "objective.mask_ratio",
+    assert differences(old, read({"seed": 1, "objective": {"mask": {"ratio": 0.5}}}).stored()) == [
+        "objective.mask.ratio",
         "seed",
     ]
 

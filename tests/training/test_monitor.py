@@ -109,7 +109,7 @@ def runs(folder: str, data: str) -> dict:
     for name in ("mae", "collapsing"):
         print(f"run {name}")
         config = [*argv.split(), "--data", data, "--output_dir", f"{folder}/{name}", "--objective", name]
-        config += ["--objective.decoder_width", "32", "--objective.decoder_depth", "1"]
+        config += ["--objective.decoder.width", "32", "--objective.decoder.depth", "1"]
         ended[name] = train.pretrain(train.from_command_line(config))["verdict"]
     return ended
 

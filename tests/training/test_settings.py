@@ -120,10 +120,10 @@ def start(**parts):
 
 
 def test_where_values_come_from(tmp_path):
-    (tmp_path / "my.yaml").write_text("objective.mask_ratio: 0.75\nseed: 1\nmodality: {patch_size: 16}\n")
+    (tmp_path / "my.yaml").write_text("objective.mask.ratio: 0.75\nseed: 1\nmodality: {patch_size: 16}\n")
     config = from_command_line(["--config", str(tmp_path / "my.yaml"), "--seed=1", "--encoder.width", "96"])
     assert config.origin == {
-        "objective.mask_ratio": "file",
+        "objective.mask.ratio": "file",
         "modality.patch_size": "file",
         "seed": "command line",
         "encoder.width": "command line",
@@ -132,15 +132,15 @@ def test_where_values_come_from(tmp_path):
         start(
             modality={"image_size": 64, "patch_size": 16, "mean": 0.1},
             encoder={"width": 96, "depth": 3},
-            objective={"mask_ratio": 0.5, "decoder_depth": 2, "unheard_of": 1},
+            objective={"mask.ratio": 0.5, "decoder.depth": 2, "unheard_of": 1},
             free=("mean",),
         )
     )
     # What was given stays, also where it equals a default; the rest is the checkpoint's.
-    assert config.objective["mask_ratio"] == 0.75 and config.objective["decoder_depth"] == 2
+    assert config.objective["mask"]["ratio"] == 0.75 and config.objective["decoder"]["depth"] == 2
     assert "unheard_of" not in config.objective
     assert config.modality["image_size"] == 64 and config.encoder["depth"] == 3
-    assert config.origin["modality.image_size"] == config.origin["objective.decoder_depth"] == "checkpoint"
+    assert config.origin["modality.image_size"] == config.origin["objective.decoder.depth"] == "checkpoint"
     assert "modality.image_size" not in config.given and config.given["seed"] == 1
     # A stored configuration knows it all again, and what is edited in it is given.
     stored = yaml.safe_load(yaml.safe_dump(config.stored()))
@@ -180,21 +180,21 @@ def test_a_preset_that_was_given_is_not_overruled():
 
 
 def test_given_settings_are_what_a_resume_compares():
-    old = read({"seed": 7, "objective.mask_ratio": 0.5}).stored()
-    assert differences(old, read({"seed": 7, "objective.mask_ratio": 0.5, "save_steps": 3}).stored()) == []
-    assert differences(old, read({"seed": 7}).stored()) == ["objective.mask_ratio"]
-    assert differences(old, read({"seed": 7, "objective.mask_ratio": 0.5, "weight_decay": 0}).stored()) == [
+    old = read({"seed": 7, "objective.mask.ratio": 0.5}).stored()
+    assert differences(old, read({"seed": 7, "objective.mask.ratio": 0.5, "save_steps": 3}).stored()) == []
+    assert differences(old, read({"seed": 7}).stored()) == ["objective.mask.ratio"]
+    assert differences(old, read({"seed": 7, "objective.mask.ratio": 0.5, "weight_decay": 0}).stored()) == [
         "weight_decay"
     ]
     # A default that another version had, and an option that it did not have.
     other = old | {"weight_decay": 0.123}
-    assert differences(other, read({"seed": 7, "objective.mask_ratio": 0.5}).stored()) == []
+    assert differences(other, read({"seed": 7, "objective.mask.ratio": 0.5}).stored()) == []
     del other["optim"]
-    assert differences(other, read({"seed": 7, "objective.mask_ratio": 0.5, "optim": "adamw_torch"}).stored()) == []
-    assert differences(other, read({"seed": 7, "objective.mask_ratio": 0.5, "optim": "sgd"}).stored()) == ["optim"]
+    assert differences(other, read({"seed": 7, "objective.mask.ratio": 0.5, "optim": "adamw_torch"}).stored()) == []
+    assert differences(other, read({"seed": 7, "objective.mask.ratio": 0.5, "optim": "sgd"}).stored()) == ["optim"]
     # A configuration without origins counts as given.
     del other["origin"]
-    assert differences(other, read({"seed": 7, "objective.mask_ratio": 0.5}).stored()) == ["weight_decay"]
+    assert differences(other, read({"seed": 7, "objective.mask.ratio": 0.5}).stored()) == ["weight_decay"]
 
 
 def test_the_home_folder(monkeypatch):

@@ -17,7 +17,7 @@ from encoders.positions import Positions
 from modalities import BadSample, Modality, View, ViewSpec
 from modalities.hashing import generator
 from objectives import Objective, collectives
-from objectives.heads import MLPHead
+from objectives.heads import Head, MLPHead
 from objectives.teacher import Teacher
 from training import checkpoint
 
@@ -36,7 +36,7 @@ class Queued(Objective):
     def __init__(self, backbone: Backbone, temperature: float = 0.2, length: int = 32, half_life: float = 50.0):
         super().__init__(backbone, tuple(ViewSpec(scale=(0.5, 1.0), strength="strong", index=i) for i in range(2)))
         self.temperature = temperature
-        self.projector = MLPHead(backbone.width, 16, 8, norm="layer")
+        self.projector = MLPHead(backbone.width, Head(16, 8, norm="layer"))
         self.teacher = Teacher(backbone, self.projector, half_life=half_life)
         self.register_buffer("queue", F.normalize(torch.randn(length, 8), dim=-1))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
