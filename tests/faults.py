@@ -27,11 +27,11 @@ This page is made of the tests by `python tests/faults.py`; a test compares them
 # The command is train.py's if it begins with an option, else that of the program it names.
 WRONG: list[tuple[str, str, str]] = [
     ("an option misspelt", "--learning_rat 1e-3", "no option '--learning_rat'; did you mean --learning_rate?"),
-    ("an option without its group", "--mask_ratio 0.5", "did you mean --objective.mask_ratio?"),
+    ("an option without its group", "--ratio 0.5", "did you mean --objective.mask.ratio?"),
     (
         "another objective's option",
-        "--objective simclr --objective.mask_ratio 0.5",
-        "no option '--objective.mask_ratio'",
+        "--objective simclr --objective.mask.ratio 0.5",
+        "no option '--objective.mask.ratio'",
     ),
     ("an unknown objective", "--objective mea", "objective 'mea' is not one of"),
     ("an unknown modality", "--modality pictures", "modality 'pictures' is not one of image"),
@@ -52,9 +52,9 @@ WRONG: list[tuple[str, str, str]] = [
     ("a warm-up longer than the run", "--max_steps 10 --warmup_steps 20", "warmup_steps 20 of max_steps 10"),
     ("all held out", "--data.eval_fraction 1", "data.eval_fraction 1.0 is not in [0, 1); try 0.01"),
     ("an unknown tracker", "--report_to mlflow", "report_to 'mlflow' is not one of"),
-    ("all pieces masked", "--objective.mask_ratio 1", "objective.mask_ratio 1.0 is not in (0, 1); try 0.75"),
-    ("a block without a side", "--objective.block 0", "objective.block 0 is not in [1, inf); try 3"),
-    ("a decoder without blocks", "--objective.decoder_depth 0", "objective.decoder_depth 0 is not in [1, inf); try 4"),
+    ("all pieces masked", "--objective.mask.ratio 1", "objective.mask.ratio 1.0 is not in (0, 1); try 0.75"),
+    ("a block without a side", "--objective.mask.block 0", "objective.mask.block 0 is not in [1, inf); try 3"),
+    ("a decoder without blocks", "--objective.decoder.depth 0", "objective.decoder.depth 0 is not in [1, inf); try 4"),
     ("a scale upside down", "--objective.scale [1,.2]", "is not in (0, 1], the smaller first; try [0.2, 1.0]"),
     (
         "a temperature of 0",
@@ -63,8 +63,8 @@ WRONG: list[tuple[str, str, str]] = [
     ),
     (
         "a head without layers",
-        "--objective byol --objective.head_layers 0",
-        "objective.head_layers 0 is not in [1, inf)",
+        "--objective byol --objective.head.layers 0",
+        "objective.head.layers 0 is not in [1, inf)",
     ),
     ("an encoder without blocks", "--encoder.depth 0", "encoder.depth 0 is not in [1, inf); try 1"),
     ("heads that do not divide the width", "--encoder.heads 5", "heads 5"),

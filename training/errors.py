@@ -114,7 +114,7 @@ def nearest(word: str, known, dashes: str = "") -> str:
     """`; did you mean ...?`, or nothing."""
     known = list(known)
     found = difflib.get_close_matches(word, known, 1, 0.5)
-    if not found:  # the same last part in another group: mask_ratio for objective.mask_ratio
+    if not found:  # the same last part in another group: ratio for objective.mask.ratio
         found = difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], 1, 0.7)
         found = [k for k in known if found and k.split(".")[-1] == found[0]]
     return f"; did you mean {dashes}{found[0]}?" if found else ""

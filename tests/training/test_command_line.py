@@ -1,5 +1,6 @@
 """The configuration: files, overrides, dictionaries and shorthand all give the same settings, and can be read back."""
 
+import dataclasses
 import inspect
 
 import pytest
@@ -109,7 +110,8 @@ def test_defaults_are_those_of_the_signatures():
     for group, cls in (("modality", MODALITIES["image"]), ("objective", OBJECTIVES["mae"])):
         for name, parameter in inspect.signature(cls).parameters.items():
             if parameter.default is not parameter.empty:
-                assert config[group][name] == parameter.default, name
+                default = parameter.default
+                assert config[group][name] == (vars(default) if dataclasses.is_dataclass(default) else default), name
     assert config == Config(**{k: v for k, v in vars(read({})).items()}).to_dict()
 
 
