@@ -32,7 +32,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
 
     with explained():
         engine.settings(config.run, int(os.environ.get("WORLD_SIZE", 1)))
-        engine.pick_device(config.run)
+        engine.resolve(config.run)
         log.check(config.run)
         start = None
         if config.run.init_from:

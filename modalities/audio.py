@@ -15,6 +15,7 @@ from modalities.audio_file import FRAME, RATE, Clip
 from modalities.base import BadSample, Grid, bytes_or_path
 from modalities.domains import Each, NotNegative, Part, Positive, Probability, Within
 from modalities.hashing import generator, mix, uniform
+from modalities.precision import full
 from modalities.view import View, ViewSpec
 
 HOP, FFT = 160, 512  # 10 ms between frames, in samples; Kaldi's, as ASTFeatureExtractor has them
@@ -198,9 +199,9 @@ class Audio(Grid):
         """Waveforms `[B s]` -> tiles. The order of operations is the native extractor's, so results are equal."""
         mean, std = self.statistics
         valid = view.valid_frames
-        with torch.autocast(view.data.device.type, enabled=False):
-            values = filterbank(view.data, self.mel_bins)
-            if view.warp is not None:
+        values = filterbank(view.data, self.mel_bins)
+        if view.warp is not None:
+            with full(values.device):
                 values, valid = self.warp(values, valid, view.warp, view.seed)
         values = values.mul_(before(valid, values)).sub_(mean).div_(std * 2)  # padded with 0 before it is normalised
         if view.warp is not None:
@@ -302,5 +303,6 @@ def filterbank(wave: Float[Tensor, "b s"], bins: int) -> Float[Tensor, "b f bins
             windowed = padded[: len(x) // FRAME]
             torch.mul(x.view(-1, FRAME), window, out=windowed[:, :FRAME])
             real, imaginary = torch.view_as_real(torch.fft.rfft(windowed)).unbind(-1)
-            torch.mm(real.square().addcmul_(imaginary, imaginary), bank, out=into.view(-1, bins))
+            with full(wave.device):
+                torch.mm(real.square().addcmul_(imaginary, imaginary), bank, out=into.view(-1, bins))
     return mel.clamp_(min=FLOOR).log_()

@@ -24,8 +24,8 @@ class Within:
         return f"in {self.range}"
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is in the range; None, which stands for a default, is."""
-        if value is None:
+        """Whether a value is in the range; None, which stands for a default, and words such as `auto` are."""
+        if value is None or isinstance(value, str):
             return True
         if isinstance(value, (list, tuple)):
             return all(map(self.holds, value)) and list(value) == sorted(value)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from encoders.backbone import Backbone, pooled
 from modalities.domains import Positive, Scale
+from modalities.precision import product
 from modalities.view import ViewSpec
 from objectives import collectives
 from objectives.base import Batch, Objective
@@ -59,7 +60,7 @@ def nt_xent_loss(
         batch = len(z_i)
         pair = F.normalize(torch.stack([z_i, z_j], dim=1).float(), dim=-1)  # [b 2 d]: a sample's views side by side
         everyone = collectives.gather(pair).flatten(0, 1)
-        logits = pair.flatten(0, 1) @ everyone.T / temperature
+        logits = product(pair.flatten(0, 1), everyone.T) / temperature
         row = torch.arange(2 * batch, device=z_i.device) + 2 * batch * collectives.rank()
         positive = row ^ 1
         if identity is None:

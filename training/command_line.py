@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
@@ -64,7 +64,7 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
         if asked:
             merge(given, {group: {"name": asked}})
     parser = schema(names["modality"], names["objective"], program)
-    argv = with_values(argv, [f.name for f in dataclasses.fields(Run) if f.type is bool])
+    argv = with_values(argv, [f.name for f in dataclasses.fields(Run) if f.type is bool or bool in get_args(f.type)])
     known = {action.dest for action in parser._actions}
     usual = plain(defaults_of(names["modality"], names["objective"]))
     filed = flatten(given)

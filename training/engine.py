@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from modalities.precision import allow_tf32
 from training.errors import UserError
 from training.settings import Run
 
@@ -24,7 +25,8 @@ MOMENTS = {"adamw_torch": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)
 
 def start(run: Run) -> torch.device:
     """Join the process group that a launcher announced, or make a world of one."""
-    device = pick_device(run)
+    device = resolve(run)
+    allow_tf32(run.tf32)
     if device.type == "cpu":
         keep_memory()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
@@ -65,6 +67,33 @@ def pick_device(run: Run) -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def resolve(run: Run) -> torch.device:
+    """Put what this machine has in the place of `auto`, so that the run's configuration says it."""
+    device = pick_device(run)
+    rounds = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)  # and TF32, likewise
+    if run.bf16 == "auto":
+        run.bf16 = rounds
+    if run.tf32 == "auto":
+        run.tf32 = rounds
+    if run.tf32 and device.type == "cpu":
+        raise UserError("tf32: a CPU has none; leave it out, or use --device cuda")
+    return device
+
+
+def workers(run: Run) -> int:
+    """Loader processes of this rank: with `auto`, its share of the cores less the one that trains."""
+    if run.dataloader_num_workers != "auto":
+        return run.dataloader_num_workers
+    cores = len(os.sched_getaffinity(0)) // ranks_here()
+    return min(max(cores - 1, 1), 8)
+
+
+def ranks_here() -> int:
+    """Ranks on this machine, as torchrun, deepspeed or neither says."""
+    said = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"))
+    return int(next((number for number in said if number), 1))
 
 
 def settings(run: Run, ranks: int) -> dict[str, Any]:
@@ -121,7 +150,7 @@ def settings(run: Run, ranks: int) -> dict[str, Any]:
         | {
             "gradient_clipping": run.max_grad_norm if stage else 0.0,  # stage 0: `Engine.step` clips
             # Without the empty list, gradients would be reduced in bfloat16.
-            "torch_autocast": {"enabled": run.bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
+            "torch_autocast": {"enabled": run.bf16 is True, "dtype": "bfloat16", "lower_precision_safe_modules": []},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**62,
@@ -185,6 +214,7 @@ class Engine:
         import deepspeed
 
         self.run, self.device, self.ranks, self.rank = run, device, dist.get_world_size(), dist.get_rank()
+        resolve(run)
         config = settings(run, self.ranks)
         self.stage = config["zero_optimization"]["stage"]
         module = module.to(device)
@@ -200,8 +230,32 @@ class Engine:
     def base_optimizer(self) -> torch.optim.Optimizer:
         return self.engine.optimizer.optimizer if self.stage else self.engine.optimizer
 
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16) if self.run.bf16 else nullcontext()
+    def describe(self) -> str:
+        """Device, precision, batch and memory, in a line."""
+        run, device, giga = self.run, self.device, 2**30
+        name, memory = f"CPU, {torch.get_num_threads()} thread(s) a rank", ""
+        if device.type == "cuda":
+            name, (free, room) = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)
+            memory = f"; {free / giga:.1f} of {room / giga:.1f} GB of the GPU are free"
+        size = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters())
+        learned = sum(getattr(p, "ds_numel", p.numel()) for p in self.trainable)
+        # Weights, gradients and moments are cut at stages from 3, 2 and 1 on.
+        weights, gradients, moments = (self.ranks if self.stage >= least else 1 for least in (3, 2, 1))
+        held = 4 * (size / weights + learned / gradients + len(self.moments) * learned / moments)
+        precision = "bfloat16 by autocast" if run.bf16 else "TF32" if run.tf32 else "float32"
+        return (
+            f"{name}, {precision}{', compiled' if run.compile else ''}; a step is {run.per_device_train_batch_size} "
+            f"samples × {run.gradient_accumulation_steps} micro-batch(es) × {self.ranks} rank(s); {size / 1e6:.1f} M "
+            f"parameters, with gradients and moments {held / giga:.2f} GB a rank, before activations{memory}"
+        )
+
+    def memory(self) -> str:
+        """The most that was in use until now, on a GPU."""
+        if self.device.type == "cpu":
+            return ""
+        torch.cuda.synchronize(self.device)
+        used, whole = torch.cuda.max_memory_reserved(self.device), torch.cuda.mem_get_info(self.device)[1]
+        return f"; {used / 2**30:.1f} of {whole / 2**30:.1f} GB of the GPU are used"
 
     def forward(self, views) -> dict[str, Any]:
         return self.engine(views)

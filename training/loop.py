@@ -17,7 +17,7 @@ import yaml
 from modalities.hashing import mix
 from objectives import Objective, Progress
 from training import checkpoint
-from training.engine import Engine, global_batch, learning_rate
+from training.engine import Engine, global_batch, learning_rate, ranks_here, workers
 from training.errors import UserError
 from training.loader import Order, Samples, held_out, loader
 from training.log import Log, environment
@@ -25,6 +25,7 @@ from training.monitor import Monitor
 from training.settings import Config, differences
 from training.sources import Rows, fingerprint, print_once
 
+TIMED = 3  # steps after which it is said how long the rest takes; the first of them is not typical
 EVAL_SEED = 0xE7A1  # the held-out part has the same views and masks every time
 
 
@@ -132,15 +133,17 @@ class Loop:
             f"learning rate {self.peak:.3g} {rate_note}; {len(self.table):,} samples to train on, "
             f"{len(self.eval_table):,} held out{cut}"
         )
+        self.log.say(self.engine.describe())
         batches = self.order.micro_batches(
             self.step, self.steps, run.gradient_accumulation_steps, self.engine.rank, self.engine.ranks
         )
-        feed = iter(self._loader(self.table, batches, run.seed, run.dataloader_num_workers))
+        feed = iter(self._loader(self.table, batches, run.seed, workers(run)))
         self.objective.train()
         # A step's batches are taken over from the workers while the step before is computed.
         ahead = ThreadPoolExecutor(1)
         coming = ahead.submit(take, feed, run.gradient_accumulation_steps)
         clock, waited, since = time.perf_counter(), 0.0, self.step
+        begun, second, advised = self.step, clock, False
         try:
             while self.step < self.steps:
                 asked = time.perf_counter()
@@ -155,6 +158,10 @@ class Loop:
                 if self.engine.ranks == 1 or self.step % run.logging_steps == 0:
                     self._note_bad()
                 loss, rate = self._step(micro, monitor)
+                if self.step == begun + TIMED:
+                    self.log.say(self._to_come((time.perf_counter() - second) / (TIMED - 1)))
+                elif self.step == begun + 1:
+                    second = time.perf_counter()
                 last = self.step == self.steps
                 evaluating = last or run.eval_steps and self.step % run.eval_steps == 0
                 if self.step % run.logging_steps == 0 or evaluating:
@@ -178,6 +185,9 @@ class Loop:
                     self.log.progress(self.step, figures["loss"], rate, speed)
                     if alarm := monitor.alarm():
                         self.log.say(alarm)
+                    if figures["data_wait"] > 0.1 and since > begun and not advised:
+                        advised = True
+                        self.log.say(self._advice(figures["data_wait"]))
                     clock, waited, since = time.perf_counter(), 0.0, self.step
                 if self.step == self.steps or run.save_steps and self.step % run.save_steps == 0:
                     self.save()
@@ -208,6 +218,21 @@ class Loop:
         with torch.no_grad():
             self.objective.after_step(extras, Progress(self.step, self.steps, self.batch, applied))
         return loss, rate
+
+    def _to_come(self, seconds: float) -> str:
+        """How long the rest takes, after the first steps; evaluations and checkpoints come on top."""
+        memory, left = self.engine.memory(), round(seconds * (self.steps - self.step))
+        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        return f"{clock} to come, at {seconds:.3g} s a step as of the first ones{memory}"
+
+    def _advice(self, waited: float) -> str:
+        """What to do when the loader is slower than the device."""
+        now, cores = workers(self.run), len(os.sched_getaffinity(0)) // ranks_here()
+        more = f"--dataloader_num_workers {cores} (now {now})" if now < cores else "more cores"
+        return (
+            f"data_wait {waited:.0%}: the device waits for samples that long; try {more}, smaller files (pictures near "
+            "the size that is trained on, sound at 16 kHz) or a faster disk"
+        )
 
     def _judge(self) -> float:
         """Read from the device which of the latest steps were applied, and count; returns the last gradient norm.
@@ -242,7 +267,8 @@ class Loop:
         self.objective.eval()
         losses = []
         with torch.no_grad():
-            for batch in self._loader(self.eval_table, batches, EVAL_SEED, 0):
+            # A few batches are read sooner than a process is started.
+            for batch in self._loader(self.eval_table, batches, EVAL_SEED, min(workers(self.run), len(batches) // 8)):
                 losses.append(self.engine.forward(self._prepare(batch["views"]))["loss"].float())
                 self.new |= batch["bad"]
         self.objective.train()

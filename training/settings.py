@@ -67,11 +67,14 @@ class Run:
         adam_beta2: decay of AdamW's second moment.
         adam_epsilon: AdamW's epsilon.
         max_grad_norm: gradients are clipped to this global norm; 0 turns clipping off.
-        bf16: compute in bfloat16 by autocast; parameters, moments and reductions stay float32.
+        bf16: compute in bfloat16 by autocast; parameters, moments, losses and reductions stay float32. `auto`: on a
+            GPU that has it.
+        tf32: let a GPU round the factors of float32 products; never in losses. `auto`: on a GPU that has it.
         compile: compile the objective with `torch.compile`.
         deepspeed: DeepSpeed settings, a JSON file or a dictionary in the YAML. Batch numbers may be left out or `auto`.
         seed: of initialisation, order, views and masks.
-        dataloader_num_workers: processes that read and augment, a rank; 0 reads in the training process.
+        dataloader_num_workers: processes that read and augment, a rank; 0 reads in the training process. `auto`: one
+            less than the rank's share of the cores, at least 1 and at most 8.
         logging_steps: steps between two lines of `metrics.jsonl`.
         eval_steps: steps between two losses on the held-out part; 0 only at the end.
         save_steps: steps between two checkpoints; 0 only at the end.
@@ -98,11 +101,12 @@ class Run:
     adam_beta2: Part = 0.95
     adam_epsilon: Positive = 1e-8
     max_grad_norm: NotNegative = 1.0
-    bf16: bool = False
+    bf16: bool | Literal["auto"] = "auto"
+    tf32: bool | Literal["auto"] = "auto"
     compile: bool = False
     deepspeed: str | dict[str, Any] | None = None
     seed: Number = 42
-    dataloader_num_workers: Number = 1
+    dataloader_num_workers: Number | Literal["auto"] = "auto"
     logging_steps: Count = 10
     eval_steps: Number = 500
     save_steps: Number = 500

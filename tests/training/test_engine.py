@@ -7,11 +7,14 @@ from typing import ClassVar
 import pytest
 import support
 import torch
+import yaml
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import train
 from modalities import MODALITIES, View
 from objectives import OBJECTIVES, Progress
+from training import engine
 from training.engine import learning_rate, optimizer, parameter_groups, settings
 from training.errors import UserError
 
@@ -368,3 +371,61 @@ def test_a_gathered_tensor_s_gradient_is_the_sum_over_ranks_of_its_own_rows(laun
     for rank, (whole, gradient) in enumerate(results):
         torch.testing.assert_close(whole, torch.cat([torch.arange(12.0).view(4, 3) + 100 * r for r in range(2)]))
         torch.testing.assert_close(gradient, asked[4 * rank : 4 * rank + 4])
+
+
+def test_auto_is_resolved_by_the_device(monkeypatch):
+    run = support.config("image", "mae", "unused").run
+    assert (run.bf16, run.tf32) == ("auto", "auto")
+    assert engine.resolve(run).type == "cpu" and (run.bf16, run.tf32) == (False, False)
+    with pytest.raises(UserError, match="tf32: a CPU has none"):
+        engine.resolve(dataclasses.replace(run, tf32=True))
+    for able in (True, False):
+        monkeypatch.setattr(engine, "pick_device", lambda run: torch.device("cuda"))
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
+        for given, made in (("auto", able), (True, True), (False, False)):
+            run = dataclasses.replace(run, bf16=given, tf32=given)
+            engine.resolve(run)
+            assert (run.bf16, run.tf32) == (made, made)
+
+
+@pytest.mark.parametrize(
+    ("cores", "said", "expected"),
+    [(1, {}, 1), (4, {}, 3), (64, {}, 8), (64, {"LOCAL_WORLD_SIZE": "16"}, 3), (8, {"LOCAL_SIZE": "4"}, 1)],
+)
+def test_workers_follow_the_cores(monkeypatch, cores, said, expected):
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
+    run = support.config("image", "mae", "unused", dataloader_num_workers="auto").run
+    assert engine.workers(run) == expected
+    assert engine.workers(dataclasses.replace(run, dataloader_num_workers=0)) == 0
+
+
+def slow_run(folder: str, data: str) -> None:
+    import time
+
+    import train
+    from modalities import Image
+
+    read = Image.read
+    Image.read = lambda self, cell: (time.sleep(0.02), read(self, cell))[1]
+    options = {"max_steps": 12, "logging_steps": 2, "dataloader_num_workers": 1, "bf16": "auto"}
+    train.pretrain(support.config("image", "mae", folder, data={"name": data}, **options))
+
+
+def test_a_run_says_what_it_runs_on_and_what_it_waits_for(launch, pictures, tmp_path):
+    ran = launch(slow_run, 1, folder=str(tmp_path / "run"), data=str(pictures))
+    ran.results()
+    said = ran.output()
+    first = next(line for line in said.splitlines() if line.startswith("CPU, 1 thread(s) a rank, float32; a step is 4"))
+    assert "samples × 1 micro-batch(es) × 1 rank(s)" in first and "GB a rank" in first
+    assert said.count(" to come, at ") == 1 and said.count("data_wait ") == 1
+    assert said.index(first) < said.index(" to come, at ")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["bf16"] is False and config["tf32"] is False, "stored as resolved"
+    # Another precision is another computation.
+    again = support.config("image", "mae", tmp_path / "run", data={"name": str(pictures)}, bf16=True)
+    with pytest.raises(UserError, match=r"other settings \(.*bf16"):
+        train.pretrain(again)
