@@ -38,7 +38,8 @@ class Modality:
     In the workers: `read`, `view`, `collate`. On the device: `prepare`; then, for masked objectives, `hideable`,
     `droppable`, `corrupt` and `error`. Subclasses name the column feature they read (`features`) and the file suffixes
     of folders (`suffixes`). The embedding that goes with it is its family's (`encoders.native`); a modality without a
-    native family names the class of its own (`embedding`).
+    native family names the class of its own (`embedding`). Of a sample, `stay` pieces at most are not `droppable`; None
+    for any number.
     """
 
     # Defaults of objectives' options, by dotted name, where this modality's are other ones.
@@ -46,6 +47,7 @@ class Modality:
     features: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()
     embedding: ClassVar[type | None] = None
+    stay: ClassVar[int | None] = 0
 
     def __deepcopy__(self, memo) -> "Modality":
         """A teacher's embedding shares it: after `fit` nothing in it changes."""

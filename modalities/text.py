@@ -1,9 +1,6 @@
-"""Text: documents cut into windows of token ids, spans and split views of them, packed into rows."""
+"""Text: windows of token ids, spans and split views of them, packed into rows."""
 
-import bisect
 import hashlib
-import heapq
-from itertools import chain
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,8 +12,10 @@ from torch.nn import functional as F
 from modalities.base import BadSample, Modality
 from modalities.domains import Count, Part, Within
 from modalities.hashing import generator, mix, uniform
-from modalities.tokenizer import FORMAT, SPECIALS, clean, complete, train
+from modalities.packing import pack, pack_fixed
+from modalities.tokenizer import SPECIALS, clean, complete, plain_backend, train
 from modalities.view import View, ViewSpec
+from modalities.windows import windows, word_starts
 
 SPLIT, SPAN, DELETE = 1, 2, 3  # what a view's random numbers are for
 
@@ -43,6 +42,7 @@ class Text(Modality):
     """
 
     leads = 1  # of a text: the first token
+    stay = 1
     features = ("string", "large_string")
     suffixes = (".txt", ".text", ".md")
 
@@ -123,25 +123,7 @@ class Text(Modality):
 
         The other columns go along, and `source_row` is the row's index. Blank documents give none (`self.ignored`).
         """
-        import datasets
-        from datasets.fingerprint import Hasher
-
-        backend = self.processor().backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        window = {"ids": datasets.List(datasets.Value("int32")), "starts": datasets.List(datasets.Value("bool"))}
-        features = rows.features | {column: window, "source_row": datasets.Value("int64")}
-        length = self.max_length - 2
-        made = rows.with_format("arrow").map(
-            lambda table, index: cut(table, index, column, backend, length),
-            with_indices=True,
-            batched=True,
-            batch_size=256,
-            remove_columns=rows.column_names,
-            features=datasets.Features(features),
-            new_fingerprint=Hasher.hash((rows._fingerprint, column, backend.to_str(), length, FORMAT)),
-            desc="cutting text into windows",
-        )
+        made = windows(rows, column, plain_backend(self.processor()), self.max_length - 2)
         sources = np.asarray(made["source_row"][:]) if len(made) else np.zeros(0)
         self.ignored = len(rows) - len(np.unique(sources))
         if not len(made):
@@ -151,7 +133,7 @@ class Text(Modality):
     def read(self, value) -> dict[str, np.ndarray]:
         """A window of `samples`, or a text, of which it takes the first window -> ids and where words start."""
         if value is None or isinstance(value, str):
-            encoding = self.processor().backend_tokenizer.encode(clean(value), add_special_tokens=False)
+            encoding = plain_backend(self.processor()).encode(clean(value), add_special_tokens=False)
             value = {"ids": encoding.ids[: self.max_length - 2], "starts": word_starts(encoding)[: self.max_length - 2]}
         if not len(value["ids"]):
             raise BadSample("blank text")
@@ -212,7 +194,10 @@ class Text(Modality):
         return view.replace(ordinary=~self.special[view.data] & (view.segment > 0))
 
     def droppable(self, view: View) -> Bool[Tensor, "r n"]:
-        return self.hideable(view)
+        """All but each text's last token, unknown ones too: what is not worth predicting may still be left out."""
+        segment = view.segment
+        ends = F.pad(segment[:, 1:] != segment[:, :-1], (0, 1), value=True)
+        return (segment > 0) & ~ends
 
     def corrupt(self, data: Int[Tensor, "r n"], hide: Bool[Tensor, "r n"], seed: Int[Tensor, "r n"]):
         """Of the chosen, 80 % become the mask token, 10 % a random token, 10 % stay (BERT, Devlin et al. 2019)."""
@@ -243,82 +228,3 @@ def span(starts: Bool[np.ndarray, "n"], scale: tuple[float, float], random: np.r
     count = max(1, round(random.uniform(*scale) * len(begin)))
     word = random.integers(len(begin) - count + 1)
     return np.arange(begin[word], np.append(begin, len(starts))[word + count])
-
-
-def pack(lengths: list[int], leads: int) -> list[list[int]]:
-    """Lay samples out in rows of about equal length: the longest first, each into the row that is shortest so far.
-
-    Of all numbers of rows it takes that of least work: tokens, each `lead` slot of each row among them, and attention's
-    growth with the row. Of a batch of 64 texts of ag_news 3 to 4 % are holes, where rows of a fixed length have 6 to 7.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    total, best = sum(lengths) + leads * len(lengths), None
-    longest = lengths[order[0]] + leads
-    for count in range(max(1, total // max(longest, 200)), total // longest + 2):
-        heap, rows = [(0, r) for r in range(count)], [[] for _ in range(count)]
-        for i in order:
-            length, r = heap[0]
-            rows[r].append(i)
-            heapq.heapreplace(heap, (length + lengths[i], r))
-        tokens = max(heap)[0] + leads * max(map(len, rows))
-        work = count * tokens * (1 + tokens / 2304)  # 6 · width is where attention costs as much as the rest; 384 wide
-        if best is None or work < best[0]:
-            best = work, rows
-    return [row for row in best[1] if row]
-
-
-def pack_fixed(lengths: list[int], leads: int, row_length: int) -> tuple[list[list[int]], int]:
-    """Lay samples out in rows of `row_length` tokens, leads included: the longest first, each where it fits best.
-
-    Returns the rows and the number of samples for which each has leads: the one that makes fewest rows, and even (or
-    1), so that few shapes occur.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    most = (row_length - lengths[order[0]]) // leads  # with more leads the longest sample would not fit
-    tried = ((_best_fit(lengths, order, row_length - leads * n, n), n) for n in (1, *range(2, most + 1, 2)))
-    return min(tried, key=lambda made: len(made[0]))
-
-
-def _best_fit(lengths: list[int], order: list[int], room: int, slots: int) -> list[list[int]]:
-    """Rows of at most `slots` samples and `room` pieces: each sample goes where least room is left that suffices."""
-    rows, unfilled = [], []  # (room left, row), sorted
-    for i in order:
-        at = bisect.bisect_left(unfilled, (lengths[i], 0))
-        left, r = unfilled.pop(at) if at < len(unfilled) else (room, len(rows))
-        if r == len(rows):
-            rows.append([])
-        rows[r].append(i)
-        if len(rows[r]) < slots:
-            bisect.insort(unfilled, (left - lengths[i], r))
-    return rows
-
-
-def word_starts(encoding) -> list[bool]:
-    """True where a token begins a word, by the tokenizer's own idea of a word."""
-    words = encoding.word_ids
-    return [i == 0 or word is None or word != words[i - 1] for i, word in enumerate(words)]
-
-
-def cut(table, index: list[int], column: str, backend, length: int):
-    """Rows of text -> rows of windows of at most `length` token ids."""
-    import pyarrow as pa
-
-    encodings = backend.encode_batch([clean(t) for t in table[column].to_pylist()], add_special_tokens=False)
-    count = np.array([len(e) for e in encodings], dtype=np.int64)
-    windows = -(-count // length)
-    source = np.repeat(np.arange(len(count)), windows)
-    number = np.arange(len(source)) - np.repeat(np.cumsum(windows) - windows, windows)
-    begin = (np.cumsum(count) - count)[source] + number * length
-    offsets = pa.array(np.append(begin, count.sum()), pa.int32())
-
-    def lists(values, kind):
-        return pa.ListArray.from_arrays(offsets, pa.array(np.fromiter(chain.from_iterable(values), kind)))
-
-    window = {
-        "ids": lists((e.ids for e in encodings), np.int32),
-        "starts": lists(map(word_starts, encodings), bool),
-    }
-    others = table.drop_columns([column]).take(source)
-    made = {name: others[name] for name in others.column_names}
-    made[column] = pa.StructArray.from_arrays(list(window.values()), list(window))
-    return pa.table(made | {"source_row": pa.array(np.asarray(index)[source], pa.int64())})

@@ -8,12 +8,25 @@ from pathlib import Path
 
 SPECIALS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}  # RoBERTa's, in its order
 NEEDED = ("cls", "pad", "sep", "mask")
-FORMAT = 1  # of the cached tokenizers and windows; raise it when the code that makes them changes
+FORMAT = 2  # of the cached tokenizers and windows; raise it when the code that makes them changes
 
 
 def clean(text: str | None) -> str:
     """Without byte-order marks, carriage returns and white space at the ends: they are no text."""
     return (text or "").replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def plain_backend(tokenizer):
+    """The tokenizer's backend, set for raw text: all of it, in which `<s>` is three characters and no token.
+
+    The tokenizer's own calls set it back to the native default, which `fill-mask` needs; with
+    `split_special_tokens=True` they give what this gives.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
 
 
 def train(rows, column: str, vocab_size: int):

@@ -75,7 +75,7 @@ class MAE(Objective):
     def forward(self, views: Batch) -> dict[str, Tensor]:
         view, modality = views[0], self.backbone.modality
         hide = masking.hide(view, self.mask.ratio, self.mask.kind, self.mask.block, modality.droppable(view))
-        dropped_index, dropped_valid, kept_index, kept_valid = masking.split(view, hide, self.mask.ratio)
+        dropped_index, dropped_valid, kept_index, kept_valid = masking.split(view, hide, self.mask.ratio, modality.stay)
         kept, dropped = view.keep(kept_index, kept_valid), view.keep(dropped_index, dropped_valid)
 
         encoded = self.backbone.encode(kept)
@@ -126,7 +126,7 @@ class Masked(Objective):
         chosen = masking.hide(view, self.mask.ratio, self.mask.kind, self.mask.block, modality.hideable(view))
         data, hide = modality.corrupt(view.data, chosen, masking.random(view, self.mask.block))
         encoded = self.backbone.encode(view.replace(data=data), hide)
-        index, valid, _, _ = masking.split(view, chosen, self.mask.ratio)
+        index, valid = masking.hidden_index(view, chosen, self.mask.ratio)
         hidden, target = view.replace(data=encoded.pieces).keep(index).data, view.keep(index).data
         error = modality.error(self.head(hidden.flatten(0, 1)), target.flatten(0, 1))
         return {

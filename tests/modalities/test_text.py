@@ -8,7 +8,7 @@ from support import NOUNS, sentences
 
 from encoders.native import make
 from modalities import EVALUATION, BadSample, Text, View, ViewSpec
-from modalities.text import pack, pack_fixed, span
+from modalities.text import span
 from modalities.tokenizer import clean
 from objectives import BYOL, MAE, Head, Mask, Masked, SimCLR, masking
 
@@ -113,6 +113,27 @@ def test_wrong_settings_say_what_to_do():
         Text().samples(rows_of(["a"]), "text")
 
 
+@pytest.mark.parametrize("written", ["price <s>10</s> now", "fill <mask> in or <pad> it", "<mask>", "a</s></s><unk>b"])
+def test_special_tokens_in_raw_text_are_plain_text(text, written):
+    """And the native default, which `fill-mask` needs, is as it was, also once saved."""
+    window = text.samples(rows_of([written]), "text")[0]["text"]
+    for ids in (window["ids"], text.read(written)["ids"].tolist()):
+        assert not text.special[torch.tensor(ids)].any()
+        assert text.tokenizer.decode(ids).strip() == written
+        assert ids == text.tokenizer(written, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert text.special[torch.tensor(text.tokenizer(written)["input_ids"][1:-1])].any()
+    text.read(written)
+    assert text.tokenizer("<mask>")["input_ids"] == [text.first, text.mask, text.last]
+
+
+def test_a_saved_tokenizer_has_the_native_default(text, tmp_path):
+    from transformers import AutoTokenizer
+
+    text.read("river <mask>")
+    text.save(str(tmp_path))
+    assert AutoTokenizer.from_pretrained(tmp_path)("<mask>")["input_ids"] == [text.first, text.mask, text.last]
+
+
 # Views
 
 
@@ -157,37 +178,6 @@ def test_scale_deletion_and_identity(text):
 
 
 # Packing
-
-
-def test_packing_loses_nothing_repeats_nothing_and_fills_the_rows():
-    filling = []
-    for size, scale in ((64, 1), (64, 2), (128, 1), (256, 1)):
-        for seed in range(10):
-            random = np.random.default_rng(seed)
-            news = np.clip(np.exp(random.normal(4.05, 0.36, size)), 10, 127)  # ag_news under 8,192 words
-            lengths = np.maximum(2, news / scale).astype(int).tolist()
-            rows = pack(lengths, 1)
-            assert sorted(i for row in rows for i in row) == list(range(size))
-            length = max(sum(lengths[i] for i in row) for row in rows) + max(map(len, rows))
-            filling.append((sum(lengths) + size) / (len(rows) * length))
-    assert np.mean(filling) > 0.955 and min(filling) > 0.92
-    assert pack([5], 1) == [[0]] and len(pack([127] * 8, 1)) == 8
-
-
-def test_rows_of_a_fixed_length_lose_nothing_and_fill_up_with_the_batch():
-    for size, aim in ((64, 0.925), (128, 0.945), (256, 0.95)):
-        filling = []
-        for seed in range(10):
-            random = np.random.default_rng(seed)
-            lengths = np.clip(np.exp(random.normal(4.05, 0.36, size)), 10, 127).astype(int).tolist()
-            rows, slots = pack_fixed(lengths, 1, 256)
-            assert sorted(i for row in rows for i in row) == list(range(size))
-            assert max(sum(lengths[i] for i in row) for row in rows) <= 256 - slots >= 256 - 8
-            assert max(map(len, rows)) <= slots
-            filling.append((sum(lengths) + size) / (len(rows) * 256))
-        assert np.mean(filling) > aim
-    assert pack_fixed([127] * 3, 1, 128) == ([[0], [1], [2]], 1)
-    assert pack_fixed([5], 2, 7) == ([[0]], 1)
 
 
 def test_row_length_gives_the_same_vectors_in_rows_of_one_length(text, backbone, monkeypatch):
@@ -333,3 +323,36 @@ def test_dropped_tokens_are_neither_kept_nor_lost(text, backbone):
 
     assert sorted(pieces(parts[0]) + pieces(parts[1])) == pieces(view)
     assert not (parts[0].data == text.last).any()
+
+
+def test_unknown_words_are_dropped_and_kept_but_never_targets(tmp_path):
+    """Of a text with many unknown words, MAE encodes all that it does not drop, and judges no unknown one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *NOUNS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    roles = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **{f"{k}_token": v for k, v in roles.items()}).save_pretrained(
+        tmp_path
+    )
+    text = Text(tokenizer=str(tmp_path), max_length=32)
+    text.load(str(tmp_path))
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice([*NOUNS, "unheard"], 20, p=[0.6 / 15] * 15 + [0.4])) for _ in range(24)]
+    samples, seed = batch(text, texts)
+    view = text.prepare(text.collate(samples, seed))
+    unknown = view.data == text.tokenizer.unk_token_id
+    assert 0.3 < unknown.float().mean() < 0.5
+    assert not (text.hideable(view) & unknown).any()
+    for ratio in (0.15, 0.5, 0.9):
+        hide = masking.hide(view, ratio, "random", 3, text.droppable(view))
+        assert (hide & unknown).sum() / unknown.sum() == pytest.approx(ratio, abs=0.12)
+        dropped, valid, kept, there = masking.split(view, hide, ratio, text.stay)
+        assert valid.sum() + there.sum() == (view.segment > 0).sum()
+        count = torch.bincount(view.segment.flatten())[1:]
+        assert torch.equal(
+            torch.bincount(view.keep(kept, there).segment.flatten())[1:],
+            1 + ((count - 1).double() * (1 - ratio)).long(),
+        )

@@ -1,5 +1,7 @@
 """Masks: exact numbers, whatever the packing; uniform; blocks are blocks and words are whole."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -70,17 +72,44 @@ def test_a_mask_depends_on_the_seed_and_not_on_the_packing(ratio, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.5, 0.75, 0.95])
-def test_split_loses_nothing(ratio, kind):
+@pytest.mark.parametrize("stay", [0, 1, 3, None])
+def test_split_loses_nothing(stay, kind):
+    """Whatever may be hidden, in any packing, at any ratio; and the numbers are those of the shapes alone."""
     random = np.random.default_rng(0)
-    for _ in range(10):
-        view = packed(random.integers(1, 15, 30).tolist(), 32)
-        last = F.pad(view.segment[:, 1:] != view.segment[:, :-1], (0, 1), value=True)
-        hide = masking.hide(view, ratio, kind, 3, (view.segment > 0) & ~last)  # a last token that never is hidden
-        index, valid, other, there = masking.split(view, hide, ratio)
+    for _ in range(60):
+        ratio, row = (
+            random.choice([0.1, 0.25, 0.5, 0.75, 0.9, random.uniform(0.01, 0.99)]),
+            int(random.integers(15, 70)),
+        )
+        view = packed(random.integers(1, 15, 30).tolist(), row)
+        eligible = view.segment > 0
+        for segment in range(1, 31):
+            places = (view.segment == segment).nonzero()
+            count = len(places) if stay is None else min(stay, len(places))
+            left_out = places[random.permutation(len(places))[: random.integers(count + 1)]]
+            eligible[left_out[:, 0], left_out[:, 1]] = False
+        hide = masking.hide(view, ratio, kind, 3, eligible)
+        index, valid, other, there = masking.split(view, hide, ratio, stay)
         parts = [torch.zeros_like(hide).scatter(1, i, v) for i, v in ((index, valid), (other, there))]
         assert torch.equal(parts[0], hide)
         assert torch.equal(parts[1], ~hide & (view.segment > 0))
+        none = masking.split(view, torch.zeros_like(hide), ratio, stay)
+        assert [t.shape for t in none] == [t.shape for t in (index, valid, other, there)]
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.75, 0.9])
+def test_whole_rows_are_split_without_holes(ratio):
+    view = grid(5, 7, 9)
+    index, valid, other, there = masking.split(view, masking.hide(view, ratio, "random", 3), ratio)
+    assert valid.all() and there.all()
+    assert torch.equal(torch.cat([index, other], 1).sort(1).values, torch.arange(63).expand(5, -1))
+
+
+@pytest.mark.parametrize("kind", ["block", "inverse_block"])
+def test_blocks_of_long_rows_take_no_long_time(kind):
+    view, begun = packed([16_000, 300], 20_000), time.monotonic()
+    hide = masking.hide(view, 0.5, kind, 3)
+    assert hide[view.segment == 1].sum() == 8000 and time.monotonic() - begun < 2
 
 
 def test_every_place_is_hidden_as_often():
