@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from modalities.audio_file import FRAME, RATE, Clip
 from modalities.base import BadSample, Grid, bytes_or_path
 from modalities.domains import Each, NotNegative, Part, Positive, Probability, Within
-from modalities.hashing import generator, mix, uniform
+from modalities.hashing import generator, uniform
 from modalities.precision import full
 from modalities.view import View, ViewSpec
 
@@ -22,6 +22,7 @@ HOP, FFT = 160, 512  # 10 ms between frames, in samples; Kaldi's, as ASTFeatureE
 FLOOR = torch.finfo(torch.float32).eps  # of a mel energy, before the logarithm
 FITTED = 256  # clips from which the statistics are taken
 CACHED = 512  # frames whose intermediate results fit a core's cache
+VIEW, MIX = 1, 2  # what a view's random numbers are for
 SALT = 0xA0D10  # keeps the window of a long file apart from what else a seed is used for
 
 
@@ -48,7 +49,8 @@ class Audio(Grid):
         frequency_scale: largest relative change of the mel axis of weak and strong views.
         time_mask: longest stretch of frames that a strong view blanks, as a fraction of the window.
         frequency_mask: widest band that a strong view blanks, as a fraction of the bins.
-        mixup: largest share of another clip of the batch in the energy of a strong view (BYOL-A's log-mixup-exp).
+        mixup: largest share of another clip of the data in the energy of a strong view. Waves are added, whose energies
+            add up on average as those of BYOL-A's log-mixup-exp do; the other clip is by the sample's seed.
         mean: mean of the log-mel values. Default: computed from training rows.
         std: their deviation; values are divided by twice it. Default: computed from training rows.
     """
@@ -176,7 +178,7 @@ class Audio(Grid):
         # All views of a long file are of one window: two hours hold much that is no positive pair.
         start = int(uniform(seed, SALT) * (max(0, sample.length - self.window) + 1))
         wave = sample.window(start, self.window)
-        random = generator(seed, spec.index, 1)
+        random = generator(seed, spec.index, VIEW)
         room = samples(self.scaled(spec.size)[1] * self.tile[1])
         length = min(room, max(FRAME, round(len(wave) * random.uniform(*spec.scale))), len(wave))
         start = int(random.integers(0, len(wave) - length + 1))
@@ -184,10 +186,20 @@ class Audio(Grid):
         wave = wave * np.float32(math.exp(random.uniform(-1, 1) * self.gain / 2))
         strong = spec.strength == "strong"
         speed, pitch = np.exp(random.uniform(-1, 1, 2) * np.log1p([self.stretch, self.frequency_scale]))
-        share, *masks = random.random(5) * strong * [self.mixup, self.time_mask, 1, self.frequency_mask, 1]
-        partner = random.integers(1 << 24)  # exact in float32
-        warp = torch.tensor([speed, pitch, share, partner, *masks], dtype=torch.float32)
-        return padded(wave, room) | {"warp": warp}
+        masks = random.random(4) * strong * [self.time_mask, 1, self.frequency_mask, 1]
+        return padded(wave, room) | {"warp": torch.tensor([speed, pitch, *masks], dtype=torch.float32)}
+
+    def mixes(self, spec: ViewSpec) -> bool:
+        return spec.strength == "strong" and self.mixup > 0
+
+    def mix_in(self, made: dict[str, Tensor], other: Clip, spec: ViewSpec, seed: int) -> dict[str, Tensor]:
+        random, data = generator(seed, spec.index, MIX), made["data"]
+        share = random.random() * self.mixup
+        start = int(random.integers(0, max(0, other.length - self.window) + 1))
+        wave = other.window(start, self.window)
+        start = int(random.integers(0, max(0, len(wave) - len(data)) + 1))
+        background = padded(wave[start:], len(data))["data"]
+        return made | {"data": (1 - share) ** 0.5 * data + share**0.5 * background}
 
     def parts(self, sample: Clip) -> Iterator[dict[str, Tensor]]:
         """Windows that follow each other; the last is moved back, to end where the sound ends."""
@@ -202,7 +214,7 @@ class Audio(Grid):
         values = filterbank(view.data, self.mel_bins)
         if view.warp is not None:
             with full(values.device):
-                values, valid = self.warp(values, valid, view.warp, view.seed)
+                values, valid = self.warp(values, valid, view.warp)
         values = values.mul_(before(valid, values)).sub_(mean).div_(std * 2)  # padded with 0 before it is normalised
         if view.warp is not None:
             values = self.blank(values, view.warp)
@@ -211,24 +223,17 @@ class Audio(Grid):
         columns = ((valid - self.tile[1]) // self.stride[1] + 1).clamp(min=1)
         return made.replace(ordinary=made.position[..., 1] < columns[:, None])
 
-    def warp(self, values: Float[Tensor, "b f m"], valid: Tensor, warp: Float[Tensor, "b 8"], seed: Tensor):
-        """Change duration and pitch, then mix in another clip; the new values, and how many frames are valid."""
-        speed, pitch, share, ticket = warp[:, :4].unbind(1)
+    def warp(self, values: Float[Tensor, "b f m"], valid: Tensor, warp: Float[Tensor, "b 6"]):
+        """Change duration and pitch; the new values, and how many frames are valid."""
+        speed, pitch = warp[:, :2].unbind(1)
         if self.stretch or self.frequency_scale:
             values = interpolated(values, speed, pitch)
             valid = (((valid - 1) / speed).floor().long() + 1).clamp(max=values.shape[1])
-        if self.mixup:
-            # The other clip of the batch whose seed has the lowest hash: whatever the order of the batch.
-            key = mix(ticket.long()[:, None], seed[None, :]).masked_fill(seed[:, None] == seed[None, :], 1 << 33)
-            other = key.argmin(1)
-            background = values[other].masked_fill(~before(valid[other], values), -math.inf)
-            share = share[:, None, None]
-            values = torch.logaddexp(values + torch.log1p(-share), background + share.log())
         return values, valid
 
-    def blank(self, values: Float[Tensor, "b f m"], warp: Float[Tensor, "b 8"]) -> Float[Tensor, "b f m"]:
+    def blank(self, values: Float[Tensor, "b f m"], warp: Float[Tensor, "b 6"]) -> Float[Tensor, "b f m"]:
         """Blank frames and bins with the mean, which is 0 by now (SpecAugment, Park et al. 2019)."""
-        long, begin, wide, low = warp[:, 4:, None].unbind(1)
+        long, begin, wide, low = warp[:, 2:, None].unbind(1)
         # Places in 0 to 1; the start is such that the mask lies within.
         time = torch.arange(values.shape[1], device=values.device) / values.shape[1] - begin * (1 - long)
         band = torch.arange(values.shape[2], device=values.device) / values.shape[2] - low * (1 - wide)

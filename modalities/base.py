@@ -84,6 +84,14 @@ class Modality:
         """One view of a sample, as tensors for `collate`. `seed` is the sample's; the view hashes its index in."""
         raise NotImplementedError
 
+    def mixes(self, spec: ViewSpec) -> bool:
+        """Whether such a view takes in something of another sample; the loader then reads one, by the sample's seed."""
+        return False
+
+    def mix_in(self, made: dict[str, Tensor], other: Any, spec: ViewSpec, seed: int) -> dict[str, Tensor]:
+        """What `view` made, with something of the other sample, as `read` gave it. Raises `BadSample` for the other."""
+        raise NotImplementedError
+
     def describe(self, cell: Any) -> str:
         """What a cell holds, in a few words. Raises `BadSample`."""
         raise NotImplementedError

@@ -55,7 +55,7 @@ class View:
         group: `[r n]` pieces of one number (a word) are hidden together.
         ordinary: `[r n]` True for pieces that may be hidden and predicted; None for all.
         valid_frames: `[B]` frames of a sound that are not padding.
-        warp: `[B 8]` what is still to be done to a sound on the device.
+        warp: `[B 6]` what is still to be done to a sound on the device.
     """
 
     data: Tensor

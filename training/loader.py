@@ -1,6 +1,7 @@
 """The loader: which rows are trained on, in an order that is a pure function of (seed, epoch, step), and batches."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from modalities import BadSample, Modality, ViewSpec
 from modalities.hashing import mix, uniform
 from training.errors import UserError
+
+OTHER, MIXED = 0x07E4, 100  # keeps the other sample apart from what else a seed is used for; how many are tried
 
 
 def held_out(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +94,19 @@ class Samples(Dataset):
 
     def _views(self, cell: Any, seed: int) -> list[dict[str, Tensor]]:
         sample = self.modality.read(cell)
-        return [self.modality.view(sample, spec, seed) for spec in self.views]
+        made = [self.modality.view(sample, spec, seed) for spec in self.views]
+        return [
+            self._mixed(one, spec, seed) if self.modality.mixes(spec) else one
+            for one, spec in zip(made, self.views, strict=True)
+        ]
+
+    def _mixed(self, made: dict[str, Tensor], spec: ViewSpec, seed: int) -> dict[str, Tensor]:
+        """With another sample of the data mixed in: which one is by the seed alone, on any ranks."""
+        for attempt in range(MIXED):
+            other = self.table[mix(seed, OTHER, spec.index, attempt) % len(self.table)][self.column]
+            with suppress(BadSample):  # named when it is its own turn
+                return self.modality.mix_in(made, self.modality.read(other), spec, seed)
+        raise UserError(f"none of {MIXED} samples can be mixed in; the last: {name_of(other)}")
 
 
 def name_of(cell: Any) -> str:

@@ -79,7 +79,7 @@ def test_a_view_keeps_stacks_and_repeats_all_its_fields():
         group=torch.arange(6).view(2, 3),
         ordinary=torch.ones(2, 3, dtype=torch.bool),
         valid_frames=torch.arange(3),
-        warp=torch.zeros(3, 8),
+        warp=torch.zeros(3, 6),
     )
     assert len(view.tensors()) == len(dataclasses.fields(View)) - 1, "a new field belongs in this test"
     kept = view.keep(torch.tensor([[2, 0], [1, 0]]))

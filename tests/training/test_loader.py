@@ -1,16 +1,19 @@
 """An order of samples that is a pure function of seed, epoch and step, and batches that depend on nothing else."""
 
+import datasets
 import numpy as np
 import pytest
+import support
 import torch
 
-from modalities import Image, ViewSpec
+from modalities import Audio, Image, ViewSpec
 from training.errors import UserError
 from training.loader import Order, Samples, held_out, loader
 from training.settings import Data
 from training.sources import load
 
 CPU = torch.device("cpu")
+PITCHES = range(300, 4000, 300)
 
 
 def joined(order: Order, first: int, last: int, micro: int, ranks: int) -> list[list[tuple[int, int]]]:
@@ -65,6 +68,26 @@ def test_views_do_not_depend_on_workers_or_ranks(pictures):
     # The same row in another epoch gives other views.
     first, second = (samples.__getitems__([(epoch, 0)])["views"][0].data for epoch in (0, 1))
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_is_mixed_in_does_not_depend_on_the_batch_or_the_ranks(damaged):
+    """Another clip of the data, by the sample's seed; one that cannot be read is passed over."""
+    cells = [{"bytes": support.encoded(support.tone(0.1, pitch=p)), "path": None} for p in PITCHES]
+    if damaged:
+        cells[5] = {"bytes": b"hello", "path": None}
+    table = datasets.Dataset.from_list([{"audio": c} for c in cells])
+    modality = Audio(seconds=0.1, tile=(128, 2), mixup=0.4, mean=0.0, std=1.0)
+    specs = (ViewSpec(), *(ViewSpec(strength="strong", index=i) for i in (1, 2)))
+    samples = Samples(table, "audio", modality, specs, 3, 10)
+    whole = samples.__getitems__([(0, i) for i in range(12)])["views"]
+    for size in (1, 3, 4):
+        parts = [samples.__getitems__([(0, i) for i in range(at, at + size)])["views"] for at in range(0, 12, size)]
+        for number, view in enumerate(whole):
+            assert torch.equal(torch.cat([part[number].data for part in parts]), view.data)
+    unmixed = Samples(table, "audio", Audio(0.1, tile=(128, 2), mean=0.0, std=1.0), specs, 3, 10)
+    plain = unmixed.__getitems__([(0, i) for i in range(12)])["views"]
+    assert [torch.equal(a.data, b.data) for a, b in zip(whole, plain, strict=True)] == [True, False, False]
 
 
 def test_held_out_rows_are_a_function_of_their_number():
