@@ -232,6 +232,8 @@ class Config:
             )
         known = defaults_of(self.modality["name"], self.objective["name"])
         for group in GROUPS[1:]:
+            if group == "objective" and start.trained_by not in (None, self.objective["name"]):
+                continue
             for name, value in getattr(start, group).items():
                 self._adopt(f"{group}.{name}", value, group == "objective" or name in start.free, known)
 

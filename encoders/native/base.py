@@ -70,13 +70,18 @@ class Start:
         modality: settings of the modality.
         encoder: fields of the `Architecture`.
         objective: settings of the objective that it was trained with; one with other arguments ignores them.
+        trained_by: name of that objective, where others have arguments of those names too.
         pooling: what the checkpoint itself says about it, if anything.
         native: its configuration; `load` adds the tensors that are kept.
         model: the native model.
         processor: its processor or tokenizer, if it has one.
     """
 
-    free: ClassVar[tuple[str, ...]] = ("mean", "std")  # of the modality's settings: the user may have other ones
+    free: ClassVar[tuple[str, ...]] = (
+        "mean",
+        "std",
+        "target",
+    )  # of the modality's settings: the user may have other ones
 
     family: "Family" = field(repr=False)
     modality: dict[str, Any]
@@ -84,6 +89,7 @@ class Start:
     native: Native = field(repr=False)
     model: Any = field(repr=False)
     objective: dict[str, Any] = field(default_factory=dict)
+    trained_by: str | None = None
     pooling: Pooling | None = None
     processor: Any = field(default=None, repr=False)
 

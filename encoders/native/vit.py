@@ -174,8 +174,10 @@ class ViTMAE(ViT):
     def start(self, path: str, **hub) -> Start:
         start = super().start(path, **hub)
         config = start.model.config
-        start.modality["positions"] = "fixed"
+        start.modality |= {"positions": "fixed", "target": "normalised" if config.norm_pix_loss else "raw"}
+        start.trained_by = "mae"
         start.objective = {
+            "mask.ratio": config.mask_ratio,
             "decoder.width": config.decoder_hidden_size,
             "decoder.depth": config.decoder_num_hidden_layers,
             "decoder.heads": config.decoder_num_attention_heads,

@@ -17,6 +17,7 @@ from export import export
 from modalities import EVALUATION, Image, View
 from modalities.domains import build
 from objectives import MAE, Masked, SimCLR
+from training.command_line import read
 
 SIZES = {"hidden_size": 44, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 49}
 DECODER = {
@@ -93,6 +94,23 @@ def test_a_whole_mae_comes_over(tmp_path):
     assert torch.equal(objective.hidden, again["decoder.mask_token"][0, 0])
     assert not objective.places.table.requires_grad  # fixed, as the positions of the encoder
     assert not objective.backbone.embedding.positions.table.requires_grad
+
+
+@pytest.mark.parametrize("normalised, ratio", [(True, 0.6), (False, 0.75)])
+def test_a_start_has_the_target_and_the_ratio_of_its_checkpoint(normalised, ratio, tmp_path):
+    """As far as the user did not say otherwise, and only for the objective that had them."""
+    published(tmp_path, "ViTMAEForPreTraining", norm_pix_loss=normalised, mask_ratio=ratio)
+    start, target = start_from(str(tmp_path), "image"), "normalised" if normalised else "raw"
+
+    def adopted(kind: str, **given):
+        config = read({"init_from": str(tmp_path), "device": "cpu", "objective": {"name": kind}} | given)
+        config.adopt(start)
+        return config.modality.get("target"), config.objective.get("mask", {}).get("ratio")
+
+    assert adopted("mae") == (target, ratio)
+    said = {"modality": {"name": "image", "target": "absolute"}, "objective": {"name": "mae", "mask": {"ratio": 0.5}}}
+    assert adopted("mae", **said) == ("absolute", 0.5)
+    assert adopted("masked") == (target, 0.3)
 
 
 @pytest.mark.parametrize("other", [{"decoder.width": 32}, {"decoder.depth": 2}, {"decoder.heads": 2}])

@@ -36,7 +36,7 @@ def randomised(model):
 def objective_of(folder, kind, target, **settings):
     """Our objective with the weights of a native checkpoint, and what it was started from."""
     start = start_from(str(folder), "image")
-    backbone = make(Image(**start.modality, target=target), start.family.name, **start.encoder)
+    backbone = make(Image(**start.modality | {"target": target}), start.family.name, **start.encoder)
     start.load(backbone)
     objective = build(kind, nested(start.objective) | settings, "", backbone)
     start.load_heads(objective)

@@ -40,6 +40,30 @@ def test_health_raises_none():
     assert monitor.verdict().startswith("not collapsed")
 
 
+@pytest.mark.parametrize(
+    "rankme, cosine, deviation, expected",
+    [
+        (47.2, 0.80, 0.45, "not collapsed"),  # image mae: +9 by the probe
+        (9.4, 0.90, 0.3, "not collapsed"),  # audio byol: +11.6
+        (6.6, 0.90, 0.3, "NARROW"),  # text byol on split views: -2.2
+        (5.8, 0.90, 0.3, "NARROW"),  # image byol: +1.4
+        (30.0, 0.995, 0.07, "NARROW"),
+        (1.8, 1.0, 0.03, "COLLAPSED"),
+        (30.0, 1.0, 0.01, "COLLAPSED"),
+    ],
+)
+def test_the_verdict_is_what_probes_said(rankme, cosine, deviation, expected):
+    """Of runs 128 wide in docs/benchmarks.md; and it never calls features healthy that are all alike."""
+    monitor = Monitor(100)
+    monitor.last = {
+        "rankme": rankme,
+        "rankme_share": rankme / 128,
+        "mean_cosine": cosine,
+        "feature_deviation": deviation,
+    }
+    assert monitor.verdict().startswith(expected)
+
+
 def test_figures_have_their_known_values():
     x = torch.eye(32).repeat(4, 1)
     assert collapse_figures(x)["rankme"] == pytest.approx(32, rel=1e-4)
