@@ -87,9 +87,7 @@ def sort_out(source: Source, path: Path, modality: Modality) -> tuple[list[File]
         elif documentation(file.base) and not given:
             source.leave("documentation", file.name)
         elif file.suffix in TABLES:
-            if file.base.startswith("__"):  # `datasets` would pass it over in silence
-                source.leave("hidden", file.name)
-            elif os.path.getsize(file.opens):
+            if os.path.getsize(file.opens):
                 tables.append(file)
             else:
                 source.leave("empty", file.name)
@@ -235,6 +233,6 @@ def names(files: list[File]) -> list[str]:
 
 
 def some(names: list[str], most: int = 3) -> str:
-    """The first names; an undecodable byte shows as its escape."""
-    shown = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names[:most]]
+    """The first names, on one line; an undecodable byte shows as its escape."""
+    shown = [os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n") for name in names[:most]]
     return ", ".join(shown) + (", ..." if len(names) > most else "")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -392,7 +393,8 @@ def _files(source: Source, samples: list[File], about: list[File], modality: Mod
     """A file a sample, or, of text without classes, a line; class folders become labels, split folders splits."""
     lines = holds_lines(modality)
     level = split_level(source.name, [f.folders for f in samples])
-    inner = {f: tuple(p for i, p in enumerate(f.folders) if i != level) for f in samples}
+    # macOS takes an accent apart: the same name is to be the same class in all splits.
+    inner = {f: tuple(normalize("NFC", p) for i, p in enumerate(f.folders) if i != level) for f in samples}
     top = _common(list(inner.values()))
     inner = {file: folders[top:] for file, folders in inner.items()}
     extra, columns = _metadata(source, samples, about)
@@ -468,6 +470,7 @@ def _metadata(source: Source, samples: list[File], about: list[File]) -> tuple[d
         twice = [place for place, count in Counter(places[column]).items() if count > 1 and place in here]
         others = [c for c in read.column_names if c != column]
         columns += [c for c in others if c not in columns]
+        twice += sorted(here & rows.keys() & set(places[column]))  # in another table
         for place, row in zip(places[column], read.select_columns(others).to_list(), strict=True):
             if place in here:
                 rows.setdefault(place, row)

@@ -110,12 +110,34 @@ def _settings(source: Source, builder: str, path: str) -> tuple[tuple[str, Any],
         separators = [s for s in "\t;|" if s in first and "," not in first]
         if path.lower().endswith(".tsv"):
             made["sep"] = "\t"
+            if quotes_are_text(path):
+                made["quoting"] = 3  # csv.QUOTE_NONE
+                say(source, f"quotes in {os.path.basename(path)} are text: they do not match")
         elif separators:
             made["sep"] = max(separators, key=first.count)
-            note = f"the separator of {os.path.basename(path)} is {made['sep']!r}"
-            if note not in source.notes:
-                source.notes.append(note)
+            say(source, f"the separator of {os.path.basename(path)} is {made['sep']!r}")
     return tuple(made.items())
+
+
+def say(source: Source, note: str) -> None:
+    if note not in source.notes:
+        source.notes.append(note)
+
+
+def quotes_are_text(path: str) -> bool:
+    """A tsv of lines of equally many cells, one of which begins with a quote and does not end with one.
+
+    For pandas the cell, and the rows below it, would go on to the next quote.
+    """
+    tabs, open_quote = set(), False
+    with open(path, "rb") as file:
+        for line in file:
+            cells = line.rstrip(b"\r\n").split(b"\t")
+            tabs.add(len(cells))
+            open_quote = open_quote or any(c[:1] == b'"' and (len(c) < 2 or c[-1:] != b'"') for c in cells)
+            if len(tabs) > 1:
+                return False
+    return open_quote
 
 
 def holds(table: File, modality: Modality) -> bool:
@@ -275,7 +297,7 @@ def _paths(table, column: str, source: Source, split: str):
             "fetched; download the files, and name their folder"
         )
     near = os.path.dirname(os.path.join(source.root or "", *(source.files.get(split) or [""])[:1]))
-    sample = [v for v in values[:: max(1, len(values) // 100)] if v]
+    sample = [posix(v) for v in values[:: max(1, len(values) // 100)] if v]
     tried = own = list(dict.fromkeys((near, source.root or "")))
     if sample and not any(os.path.isfile(os.path.join(folder, v)) for folder in tried for v in sample):
         # Many sets have their files in a folder of which the table says nothing.
@@ -301,10 +323,15 @@ def _paths(table, column: str, source: Source, split: str):
         source.notes.append(f"the files of column {column!r} were found in {folder}")
     features = datasets.Features({**table.features, column: datasets.Value("string")})
     return table.map(
-        lambda rows: {column: [None if v is None else os.path.join(folder, v) for v in rows[column]]},
+        lambda rows: {column: [None if v is None else os.path.join(folder, posix(v)) for v in rows[column]]},
         batched=True,
         features=features,
     )
+
+
+def posix(path: str) -> str:
+    """A path that may have been written on Windows."""
+    return path.replace("\\", "/")
 
 
 def whole(table, column: str, modality: Modality, data: Data, source: Source):

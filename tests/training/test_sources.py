@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 import zipfile
 from collections import Counter
 
@@ -235,7 +236,7 @@ def test_splits_are_words_of_datasets_in_folders(names, splits, tmp_path):
         (["wiki_TRAIN.JSONL", "wiki_valid.jsonl"], {"train": 2, "validation": 2}),
         (["a.jsonl", "b.jsonl"], {"train": 4}),
         (["train/a.jsonl", "dev/test.jsonl"], {"train": 2, "validation": 2}),  # folders go first
-        (["train.jsonl", "test.jsonl", "__train_2.jsonl"], {"train": 2, "test": 2}),
+        (["train.jsonl", "test.jsonl", "__train_2.jsonl"], {"train": 4, "test": 2}),
     ],
     ids=str,
 )  # fmt: skip
@@ -305,6 +306,15 @@ def test_class_folders_of_text_are_documents(tmp_path, capsys):
     assert load(Data(name=str(tmp_path / "acl")), Text()).table[0]["text"] == "another"
 
 
+def test_an_accent_is_the_same_class_however_it_is_written(tmp_path):
+    write(
+        tmp_path, **{f"{s}/{unicodedata.normalize(form, 'café')}": 1 for s, form in (("train", "NFC"), ("test", "NFD"))}
+    )
+    write(tmp_path, **{"train/b": 1, "test/b": 1})
+    for split in ("train", "test"):
+        assert sorted(load(Data(name=str(tmp_path)), Image(8, 4), split).labels().tolist()) == [0, 1]
+
+
 def test_labels_of_folders_that_disappear_are_said(tmp_path, capsys):
     write(tmp_path, **{"cat/persian": 1, "dog": 1})
     rows, said = read(tmp_path, Image(8, 4), capsys)
@@ -333,6 +343,10 @@ def test_metadata_anywhere_and_with_any_name_of_its_column(tmp_path, capsys, tab
         assert rows.table["note"][:] == ["a", "b", None]
         assert f"of/pictures/{name}: 1 rows without a file, 1 files without a row" in said
         assert "1 files have several rows, of which the first counts (of/pictures/001.png)" in said
+    write(tmp_path / "two", **{"a": 2, "a/metadata.csv": "f,n\n000.png,1\n", "metadata.csv": "f,n\na/000.png,2\n"})
+    rows, said = read(tmp_path / "two", Image(8, 4), capsys)
+    assert "data: metadata.csv: 1 files have several rows, of which the first counts (a/000.png)" in said
+    assert rows.table["n"][:] == [1, None]
     write(tmp_path / "none", **{"a": 2, "metadata.csv": "x,y\n1,2\n"})
     assert (
         "metadata of which no column names the files (metadata.csv)" in read(tmp_path / "none", Image(8, 4), capsys)[1]
@@ -380,6 +394,8 @@ def test_tables_of_paths(tmp_path, capsys, monkeypatch):
     write(tmp_path, **{"net.csv": "url,label\nhttps://example.org/a.png,1\n"})
     with pytest.raises(UserError, match="holds addresses .*download the files"):
         load(Data(name="net.csv"), Image(8, 4))
+    write(tmp_path / "set", **{"windows.csv": "file\n.\\pics\\000.png\n"})
+    assert pixels(load(Data(name="set/windows.csv"), Image(8, 4))) == pixels(rows)[:1]
     write(tmp_path / "set", **{"some.csv": "file\npics/000.png\npics/gone.png\n"})
     rows = load(Data(name="set/some.csv"), Image(8, 4))
     with pytest.raises(BadSample, match="no such file: set/pics/gone.png"):
@@ -465,6 +481,15 @@ def test_encodings_and_separators_are_seen(tmp_path, capsys):
         assert rows.column == "text" and rows.table["text"][:] == ["a"], name
         assert (rows.label == "label") == ("csv" in name.lower() or name == "tabs"), name
         assert ("the separator of semicolon.csv is ';'" in said) == (name == "semicolon.csv")
+    stray = 'text\tlabel\n"a quote that does not end\t1\nx\t0\nan "end"\t1\n'
+    fine = 'text\tlabel\n"he said ""hi"""\t1\n"two\nlines"\t0\n'
+    write(tmp_path, **{"stray.tsv": stray, "fine.tsv": fine})
+    rows, said = read(tmp_path / "stray.tsv", Text(), capsys)
+    assert (
+        rows.table["text"][:] == ['"a quote that does not end', "x", 'an "end"']
+        and "quotes in stray.tsv are text" in said
+    )
+    assert load(Data(name=str(tmp_path / "fine.tsv")), Text()).table["text"][:] == ['he said "hi"', "two\nlines"]
     write(tmp_path / "docs", **{"a/1.txt": "hallo".encode("utf-16"), "b/2.txt": BAD, "b/3.txt": "welt"})
     rows, said = read(tmp_path / "docs", Text(), capsys)
     assert rows.table["text"][:] == ["hallo", "welt"] and "1 files that are not UTF-8 (b/2.txt)" in said
