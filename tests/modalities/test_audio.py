@@ -11,12 +11,20 @@ from support import encoded, tone
 
 from encoders.native import make
 from modalities import EVALUATION, ViewSpec
-from modalities.audio import Audio, filterbank
+from modalities.audio import Audio, filterbank, interpolated
 from modalities.audio_file import RATE
 from training.builtin.tones import split
 
 STATISTICS = {"mean": -4.2677393, "std": 4.5689974}
 random = np.random.default_rng(0)
+
+
+def noise(count: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(count)
+
+
+def cell(wave: np.ndarray) -> dict:
+    return {"bytes": encoded(wave, subtype="FLOAT"), "path": None}
 
 
 def build(**settings) -> Audio:
@@ -183,6 +191,57 @@ def test_gain_is_in_logarithms_of_energy():
     ]
     change = torch.stack([c[0, :98].mean() for c in change]) * 2 * STATISTICS["std"]
     assert change.abs().max() <= 1.01 and change.std() > 0.3
+
+
+def test_warps_and_masks_are_uniform_up_to_their_settings():
+    settings = {"stretch": 0.25, "frequency_scale": 0.1, "time_mask": 0.3, "frequency_mask": 0.2}
+    modality, clip = build(seconds=1.0, tile=(128, 4), **settings), build(seconds=1.0).read(cell(0.1 * noise(RATE)))
+    made = [modality.view(clip, ViewSpec(strength="strong"), seed)["warp"].numpy() for seed in range(800)]
+    speed, pitch, long, begin, wide, low = np.array(made).T
+    for values, (least, most) in (
+        (np.log(speed), (-np.log(1.25), np.log(1.25))),
+        (np.log(pitch), (-np.log(1.1), np.log(1.1))),
+        (long, (0, 0.3)),
+        (begin, (0, 1)),
+        (wide, (0, 0.2)),
+        (low, (0, 1)),
+    ):
+        assert stats.kstest(values, stats.uniform(least, most - least).cdf).pvalue > 1e-4
+    weak = np.array([modality.view(clip, ViewSpec(), seed)["warp"].numpy() for seed in range(20)])
+    assert (weak[:, 2] == 0).all() and (weak[:, 4] == 0).all() and weak[:, 0].std() > 0.05
+
+
+def test_gain_roll_and_scale_are_uniform_up_to_their_settings():
+    wave = (0.001 + 0.1 * np.arange(RATE) / RATE).astype(
+        np.float32
+    )  # says where it was cut, and by how much it is louder
+    read = build(seconds=1.01).read(cell(wave))
+    gain, roll = build(seconds=1.01, gain=1.0), build(seconds=1.01, roll=0.2)
+    louder = [2 * np.log(gain.view(read, ViewSpec(), s)["data"].max() / float(wave[-1])).item() for s in range(600)]
+    assert stats.kstest(louder, stats.uniform(-1, 2).cdf).pvalue > 1e-4
+    turns = [roll.view(read, ViewSpec(), s)["data"][:RATE].argmax().item() + 1 for s in range(600)]
+    turns = [(t / RATE + 0.5) % 1 - 0.5 for t in turns]
+    assert stats.kstest(turns, stats.uniform(-0.2, 0.4).cdf).pvalue > 1e-4
+    cut = build(seconds=1.01)
+    valid = [cut.view(read, ViewSpec(scale=(0.3, 0.9)), s)["data"].count_nonzero().item() / RATE for s in range(600)]
+    assert stats.kstest(valid, stats.uniform(0.3, 0.6).cdf).pvalue > 1e-4
+
+
+def test_interpolation_reads_between_frames_and_bins():
+    """Values that grow in a line stay exact: at frame t and bin k there is what was at t · speed and k · pitch."""
+    frames, bins = torch.arange(20.0), torch.arange(12.0)
+    values = (3 * frames[:, None] + 0.5 * bins).expand(2, -1, -1)
+    speed, pitch = torch.tensor([1.2, 0.7]), torch.tensor([0.8, 1.1])
+    made = interpolated(values, speed, pitch)
+    time, place = (frames * speed[:, None]).clamp(max=19), (bins * pitch[:, None]).clamp(max=11)
+    torch.testing.assert_close(made, 3 * time[:, :, None] + 0.5 * place[:, None], atol=1e-4, rtol=1e-5)
+
+
+def test_a_blank_is_where_and_as_long_as_it_is_told():
+    modality = build(seconds=1.0, tile=(128, 4))
+    made = modality.blank(torch.ones(1, 100, 50), torch.tensor([[1, 1, 0.295, 0.5, 0.19, 1.0]]))[0]
+    frames, bins = (made == 0).all(1).nonzero()[:, 0], (made == 0).all(0).nonzero()[:, 0]
+    assert frames.tolist() == list(range(36, 65)) and bins.tolist() == list(range(41, 50))
 
 
 def test_mixing_is_in_energy_with_another_clip():

@@ -1,14 +1,17 @@
 """Text: windows, views, packing and masks."""
 
+import copy
+
 import datasets
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from support import NOUNS, sentences
 
 from encoders.native import make
 from modalities import EVALUATION, BadSample, Text, View, ViewSpec
-from modalities.text import span
+from modalities.text import half, span
 from modalities.tokenizer import clean
 from objectives import BYOL, MAE, Head, Mask, Masked, SimCLR, masking
 
@@ -175,6 +178,25 @@ def test_scale_deletion_and_identity(text):
     assert all(len(cropping.view(short, ViewSpec(strength="strong"), s)["data"]) == 2 for s in range(50))
     weak = text.view(sample, ViewSpec(scale=(0.5, 0.5)), 0)["data"]
     assert len(weak) - 1 == pytest.approx(len(sample["ids"]) / 2, abs=4)
+
+
+@pytest.mark.parametrize("length", [20, 200])
+def test_halves_spans_and_deletions_are_distributed_as_they_should(text, length):
+    sure, starts = 1e-4, np.ones(length, dtype=bool)
+    first = np.array([half(length, 0, np.random.default_rng(s)) for s in range(800)])
+    assert stats.binomtest(int(first.sum()), first.size, 0.5).pvalue > sure
+    assert np.abs(np.corrcoef(first[:, :20].T) - np.eye(20)).max() < 5 / 800**0.5
+    runs = [span(starts, (0.3, 0.8), np.random.default_rng(s)) for s in range(800)]
+    sizes, places = np.array([len(r) for r in runs]), np.array([r[0] for r in runs])
+    noise = np.random.default_rng(1).uniform(-0.5, 0.5, 800)
+    assert stats.kstest((sizes + noise) / length, stats.uniform(0.3, 0.5).cdf).pvalue > sure
+    assert stats.kstest((places + noise + 0.5) / (length - sizes + 1), stats.uniform.cdf).pvalue > sure
+    deleting = copy.copy(text)
+    deleting.augmentation, deleting.deletion = "span", 0.2
+    sample = {"ids": np.arange(10, 10 + length), "starts": starts}
+    left = [len(deleting.view(sample, ViewSpec(strength="strong"), s)["data"]) - 1 for s in range(400)]
+    assert stats.binomtest(sum(left), 400 * length, 0.8).pvalue > sure
+    assert len(deleting.view(sample, ViewSpec(), 0)["data"]) - 1 == length
 
 
 # Packing
