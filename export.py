@@ -11,8 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
+from evaluation.card import card
 from training.command_line import with_values
 from training.errors import UserError, at_home, one_line, one_line_exit
 
@@ -23,6 +22,7 @@ def export(
     push: str | None = None,
     private: bool = False,
     weights: Literal["student", "teacher"] = "student",
+    license: str | None = None,
 ) -> Path:
     """Write a run's encoder as a native `transformers` model, with its processor or tokenizer and a model card.
 
@@ -32,6 +32,7 @@ def export(
         push: hub repository (`user/name`) to upload the folder to afterwards.
         private: make the repository private, if it is new.
         weights: the `student` that was trained, or its `teacher` (the moving average), where the objective has one.
+        license: licence of the weights for the model card, by the hub's name for it, such as apache-2.0.
 
     Returns:
         The folder.
@@ -46,7 +47,9 @@ def export(
 
     # transformers imports DeepSpeed to save, which says what it found unless it is told.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    folder = Path(to) if to else Path(run) / "exported"
+    folder = (Path(to) if to else Path(run) / "exported").resolve()  # through a link, into what it names
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose a folder with --to")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose another folder with --to")
     if push:
@@ -61,7 +64,7 @@ def export(
     try:
         model.save_pretrained(aside)
         backbone.modality.save(str(aside))
-        card(config, family, model, checkpoint, weights, push).save(aside / "README.md")
+        card(config, family, model, backbone, checkpoint, weights, push, license).save(aside / "README.md")
         aside.chmod(0o755)
         if folder.exists():
             folder.rmdir()
@@ -72,60 +75,6 @@ def export(
     if push:
         upload(folder, push, private)
     return folder
-
-
-def card(config, family, model, checkpoint: Path, weights: str, name: str | None):
-    """A valid model card: metadata, how to load it, what it was trained with."""
-    from huggingface_hub import ModelCard, ModelCardData
-
-    objective, modality = config.objective["name"], config.modality["name"]
-    start = config.run.init_from
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=family.pipeline_tag(model),
-        tags=["self-supervised", objective, modality],
-        base_model=start if start and not is_local(start) else None,
-    )
-    used = yaml.safe_load((checkpoint / "config.yaml").read_text())
-    settings = yaml.safe_dump(public({k: v for k, v in used.items() if k != "output_dir"}), sort_keys=False)
-    where = name or "path/to/this/folder"
-    text = f"""---
-{data.to_yaml()}
----
-
-# {Path(name).name if name else f"{modality} {objective}"}
-
-An encoder pretrained without labels (objective `{objective}`, {weights} weights) as a native `{type(model).__name__}`.
-No code beside `transformers` is needed.
-
-```python
-from transformers import {family.auto_classes}
-
-model = {family.auto_classes.split(", ")[0]}.from_pretrained("{where}", num_labels=10)
-processor = {family.auto_classes.split(", ")[1]}.from_pretrained("{where}")
-```
-
-The classification head is new: fine-tune it, with the encoder, on your labels.
-
-## Training
-
-Data: `{public(config.data.name)}`. Checkpoint: `{checkpoint.name}`. All settings:
-
-```yaml
-{settings}```
-"""
-    return ModelCard(text)
-
-
-def is_local(name: str) -> bool:
-    return name.startswith(("/", "~", ".")) or Path(name).exists()
-
-
-def public(value):
-    """Settings as a card may show them: of a path on this machine, the last part."""
-    if isinstance(value, dict):
-        return {key: public(item) for key, item in value.items()}
-    return Path(value).name if isinstance(value, str) and is_local(value) else value
 
 
 def check_rights(repository: str) -> None:

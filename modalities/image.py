@@ -18,6 +18,7 @@ from modalities.view import View, ViewSpec
 
 LOOKED_AT = 32  # rows from which the range of deep pictures is taken
 TURNS = (None, None, *"FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split())
+LUMA = (0.299, 0.587, 0.114)  # parts of red, green and blue in grey, as Pillow has them
 WHITE = 255  # the background that transparent pixels go over; the exported processor has the same
 
 
@@ -129,13 +130,15 @@ class Image(Grid):
     def processor(self):
         from transformers import ViTImageProcessor
 
+        # Stock pipelines hand over RGB whatever the file is: a grey encoder goes out with three channels (`LUMA`).
+        repeat = 3 if self.channels == 1 else 1
         # The native class takes 8 bits; the range is for whoever makes 8 of more as it was done here.
         deep = {} if self.value_range is None else {"value_range": list(self.value_range)}
         return ViTImageProcessor(
             size={"height": self.extent[0], "width": self.extent[1]},
-            image_mean=self.mean,
-            image_std=self.std,
-            do_convert_rgb=self.channels == 3,  # without it a grey picture crashes the processor
+            image_mean=self.mean * repeat,
+            image_std=self.std * repeat,
+            do_convert_rgb=self.channels != 4,  # without it a grey picture crashes the processor
             resample=2,  # bilinear
             **deep,
         )
@@ -145,7 +148,7 @@ class Image(Grid):
         from transformers import ViTImageProcessor
 
         processor = ViTImageProcessor.from_pretrained(folder)
-        self.mean, self.std = processor.image_mean, processor.image_std
+        self.mean, self.std = (list(each)[: self.channels] for each in (processor.image_mean, processor.image_std))
         if found := getattr(processor, "value_range", None):
             self.value_range = tuple(found)
 
@@ -180,7 +183,10 @@ class Image(Grid):
         )
 
     def read(self, value):
-        """`{"bytes", "path"}`, a path or a PIL picture -> a PIL picture: upright, 8 bits a channel, no transparency."""
+        """`{"bytes", "path"}`, a path or a PIL picture -> a PIL picture: upright, 8 bits a channel, no transparency.
+
+        Of one channel, a coloured picture is still RGB here: views make it grey.
+        """
         from PIL import Image as pillow
 
         try:
@@ -193,7 +199,8 @@ class Image(Grid):
                 picture = data
             with self._open(picture) as opened:
                 turn = TURNS[orientation(opened)]
-                made = convert(opened, {1: "L", 3: "RGB", 4: "RGBA"}[self.channels], self.value_range)
+                mode = "RGBA" if self.channels == 4 else "L" if self.channels == 1 and is_grey(opened) else "RGB"
+                made = convert(opened, mode, self.value_range)
             return made.transpose(pillow.Transpose[turn]) if turn else made
         except BadSample:
             raise
@@ -235,6 +242,8 @@ class Image(Grid):
             return {"data": self._evaluation(sample)}
         from PIL import Image as pillow
 
+        if self.channels == 1 and sample.mode != "L":
+            sample = sample.convert("L")
         random = generator(seed, spec.index, 1)
         height, width = (g * t for g, t in zip(self.scaled(spec.size), self.tile, strict=True))
         box = crop(sample.height, sample.width, spec.scale, random)
@@ -255,7 +264,8 @@ class Image(Grid):
         from torchvision.transforms.v2 import functional as F
 
         # What the native processor does: the whole picture, squeezed to the size.
-        return F.resize(tensor(sample), list(self.extent), F.InterpolationMode.BILINEAR, antialias=True)
+        pixels = F.resize(tensor(sample), list(self.extent), F.InterpolationMode.BILINEAR, antialias=True)
+        return pixels.expand(3, -1, -1) if self.channels == 1 else pixels
 
     def _affine(self, sample, random):
         from PIL import Image as pillow
@@ -279,7 +289,10 @@ class Image(Grid):
             torch.stack([torch.full((1, 1), value, device=view.data.device) for value in each]) * (1 / (1 / 255))
             for each in (self.mean, self.std)
         )
-        return view.replace(**self.cut(view.data.float().sub_(mean).div_(std)))
+        values = view.data.float()
+        if self.channels == 1 and values.shape[1] == 3:  # an evaluation view; the export makes grey last, too
+            values = sum(values[:, i : i + 1] * part for i, part in enumerate(LUMA))
+        return view.replace(**self.cut(values.sub_(mean).div_(std)))
 
 
 def small_jpeg(data: bytes):
@@ -316,6 +329,10 @@ def orientation(picture) -> int:
     except Exception:  # whatever a parser stumbles over in somebody's camera
         return 1
     return int(found) if found in range(1, 9) else 1
+
+
+def is_grey(picture) -> bool:
+    return len(picture.getbands()) == 1 and picture.mode != "P" and picture.info.get("transparency") is None
 
 
 def depth(picture) -> str | None:

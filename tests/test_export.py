@@ -7,26 +7,34 @@ import re
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
+import soundfile
 import support
 import torch
 import yaml
 from finished import finished
 from PIL import Image as pillow
+from support import WITHOUT_US
 from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
     ViTModel,
+    pipeline,
 )
 
 import export as module
+from evaluation.card import is_hub_id
+from evaluation.features import extract
 from export import export
 from modalities import EVALUATION, MODALITIES, View
 from objectives import OBJECTIVES
 from training.errors import UserError
+from training.settings import Data
+from training.sources import load
 
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 SQUARE = {"image_size": 16, "patch_size": 4, "channels": 3}
@@ -164,10 +172,15 @@ def test_so_they_are_with_other_channels_sizes_and_statistics(mode, settings, tm
     contents = [stored(picture(mode, size)) for size in ((16, 16), (30, 21))]
     pictures = [pillow.open(io.BytesIO(c)) for c in contents]
     theirs = AutoImageProcessor.from_pretrained(folder)(pictures, return_tensors="pt")["pixel_values"]
-    assert torch.equal(theirs, evaluation_view(objective.backbone.modality, contents))
+    ours = evaluation_view(objective.backbone.modality, contents)
+    if settings.get("channels") == 1:  # goes out with three, of which it sees the grey
+        assert theirs.shape[1] == 3
+        torch.testing.assert_close(theirs, ours.expand(-1, 3, -1, -1), atol=1e-5, rtol=0)
+    else:
+        assert torch.equal(theirs, ours)
     with torch.no_grad():
         output = AutoModel.from_pretrained(folder)(theirs).last_hidden_state
-    torch.testing.assert_close(output, hidden_states(objective, theirs)[-1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(output, hidden_states(objective, ours)[-1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("mean, std", [([0.5, 0.5], 0.5), (0.5, [0.5] * 4), (0.5, 0.0), (0.5, [0.1, 0.1, -1.0])])
@@ -184,44 +197,172 @@ def test_a_folder_holds_what_save_pretrained_writes_and_a_card(mae):
     assert folder.stat().st_mode & 0o777 == 0o755
 
 
-def test_the_card_is_valid_and_keeps_paths_to_itself(tmp_path):
+def test_the_card_is_valid_and_keeps_paths_to_itself(tmp_path, monkeypatch):
     from huggingface_hub import ModelCard
 
     data = tmp_path / "secret" / "pictures"
     data.mkdir(parents=True)
     run = tmp_path / "run"
     finished("image", "mae", run, SQUARE, data=str(data), init_from="google/some-vit")
-    card = ModelCard.load(export(run) / "README.md")
+    card = ModelCard.load(export(run, license="apache-2.0") / "README.md")
     metadata = card.data.to_dict()
-    assert metadata["library_name"] == "transformers"
-    assert metadata["pipeline_tag"] == "image-feature-extraction"
-    assert metadata["base_model"] == "google/some-vit"
+    assert metadata["library_name"] == "transformers" and metadata["license"] == "apache-2.0"
+    assert metadata["base_model"] == "google/some-vit" and "datasets" not in metadata
     assert {"mae", "image"} <= set(metadata["tags"])
     assert "Data: `pictures`" in card.text and "secret" not in card.content
     settings = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
     assert settings["objective"]["name"] == "mae" and settings["modality"]["image_size"] == 16
+    (tmp_path / "google" / "some-vit").mkdir(parents=True)  # beside the run, wherever the export is called from
+    card = ModelCard.load(export(run, to=str(tmp_path / "again")) / "README.md")
+    assert card.data.base_model is None and card.data.license is None
+
+
+@pytest.mark.parametrize("name", ["./runs/x", "/tmp/x", "~/x", "runs/a/b", "x" * 100])
+def test_a_path_is_no_base_model(name, tmp_path):
+    assert not is_hub_id(name, tmp_path)
+    assert is_hub_id("google/vit-base-patch16-224", tmp_path)
+
+
+def blocks(folder) -> list[str]:
+    return re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
 
 
 @pytest.mark.parametrize("weights", ["student", "teacher"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_what_a_card_tells_people_to_run_runs(modality, objective, weights, tmp_path):
+def test_what_a_card_tells_people_to_run_runs(modality, objective, weights, tmp_path, monkeypatch, capsys):
     _, made = finished(modality, objective, tmp_path)
     if weights == "teacher" and made.averaged() is None:
         with pytest.raises(UserError, match="weights teacher: this objective has none"):
             export(tmp_path, weights=weights)
         return
     folder = export(tmp_path, weights=weights)
-    code = re.search("```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
-    scope: dict = {}
-    exec(code.replace("path/to/this/folder", str(folder)), scope)
     encoder = made.backbone if weights == "student" else made.averaged()
+    monkeypatch.chdir(folder)
+    features, fine_tuning = blocks(folder)
+    capsys.readouterr()
+    exec(features, {})
+    assert capsys.readouterr().out == f"torch.Size([{encoder.pooled_width}])\n"
+    scope: dict = {}
+    exec(fine_tuning, scope)
     bias, norm = encoder.encoder.norm.bias, [m for m in scope["model"].modules() if isinstance(m, torch.nn.LayerNorm)]
     assert scope["model"].num_labels == 10 and any(
         torch.equal(m.bias, bias) for m in norm if m.bias.shape == bias.shape
     )
     assert type(scope["processor"]).__name__ == type(encoder.modality.processor()).__name__
     assert not [f.name for f in folder.iterdir() if f.suffix not in (".json", ".safetensors", ".md", ".txt")]
+
+
+@pytest.mark.parametrize("objective", ["mae", "masked"])
+@pytest.mark.parametrize("modality, settings", [*((m, {}) for m in MODALITIES), ("image", SQUARE)])
+def test_the_pipeline_that_a_card_names_runs(modality, settings, objective, tmp_path):
+    from huggingface_hub import ModelCard
+
+    finished(modality, objective, tmp_path / "run", settings)
+    folder = export(tmp_path / "run")
+    inputs = {
+        "image": [picture(mode, (20, 30)) for mode in ("L", "RGB", "RGBA", "P")],
+        "audio": [support.tone(0.1), support.tone(1.0)],
+        "text": ["river stone <mask> garden"],
+    }[modality]
+    named = ModelCard.load(folder / "README.md").data.pipeline_tag
+    pipe = pipeline(named, model=str(folder))
+    for value in inputs:
+        assert len(pipe(value))
+    if modality == "image":
+        with torch.no_grad():
+            features = torch.tensor(pipe(inputs[1]))[0]
+            native = AutoModel.from_pretrained(folder)
+            theirs = AutoImageProcessor.from_pretrained(folder)(inputs[1], return_tensors="pt")
+        torch.testing.assert_close(features, native(**theirs).last_hidden_state[0], atol=1e-5, rtol=0)
+
+
+def test_an_encoder_that_no_pipeline_serves_names_none(tmp_path):
+    finished("image", "mae", tmp_path, SQUARE | {"channels": 4})
+    assert "pipeline_tag" not in (export(tmp_path) / "README.md").read_text()
+
+
+def pictures(folder):
+    random = np.random.default_rng(0)
+    for mode in ("RGB", "L", "P", "P+transparency", "CMYK", "RGBA", "LA"):
+        for size in ((16, 16), (9, 7), (90, 30)):
+            suffix = "tiff" if mode == "CMYK" else "png"
+            (folder / f"{mode}{size[0]}.{suffix}").write_bytes(stored(picture(mode, size)))
+    for bits in (8, 12):
+        deep = random.integers(0, 2**bits, (20, 30)).astype(np.uint16)
+        pillow.fromarray(deep).save(folder / f"deep{bits}.png")
+    turned = pillow.Exif()
+    turned[0x0112] = 6
+    picture("RGB", (40, 20)).save(folder / "turned.jpg", exif=turned)
+    picture("L", (30, 20)).save(folder / "small.jpg")
+
+
+def sounds(folder):
+    random = np.random.default_rng(0)
+    for rate in (8_000, 16_000, 44_100):
+        for seconds in (0.03, 0.175, 0.35, 1.0):  # the window has 0.175 s
+            for channels in (1, 2):
+                wave = 0.1 * random.standard_normal((round(rate * seconds), channels))
+                soundfile.write(folder / f"{rate}-{seconds}-{channels}.flac", wave, rate)
+
+
+def texts(folder):
+    lines = [
+        "river stone",
+        " ".join(support.sentences(20)),
+        "Ünïcödé 🙂 漢字 \u200b e\u0301",
+        "a <mask> b </s> <s> <pad> <unk>",
+        "tab\tand  two spaces ",
+        "",
+        "   ",
+        "x" * 200,
+    ]
+    datasets.Dataset.from_dict({"text": lines}).to_json(str(folder / "all.jsonl"), force_ascii=False)
+
+
+INPUTS = {"image": pictures, "audio": sounds, "text": texts}
+# How a stranger reads each file; `features` is the card's.
+READ = {
+    "image": "{f.name: features(Image.open(f)) for f in files}",
+    "audio": "{f.name: features(*soundfile.read(f, dtype='float32')) for f in files}",
+    "text": "{str(i): features(t) for i, t in enumerate(json.loads(l)['text'] for l in open(files[0])) if t.strip()}",
+}
+
+
+@pytest.mark.parametrize(
+    "modality, objective, settings",
+    [
+        ("image", "mae", SQUARE | {"value_range": [0, 4095]}),
+        ("image", "masked", {"channels": 1, "value_range": [0, 4095], "mean": 0.3}),
+        ("image", "mae", SQUARE | {"channels": 4, "value_range": [0, 4095]}),
+        ("audio", "mae", {}),
+        ("text", "masked", {}),
+    ],
+)
+def test_the_probe_s_features_are_those_of_stock_transformers(modality, objective, settings, tmp_path):
+    _, made = finished(modality, objective, tmp_path / "run", settings)
+    folder, data = export(tmp_path / "run"), tmp_path / "data"
+    data.mkdir()
+    INPUTS[modality](data)
+    script = (
+        WITHOUT_US
+        + "import json, pathlib, soundfile, torch\n"
+        + blocks(folder)[0].replace('folder = "."', f'folder = "{folder}"')
+    )
+    script += "files = sorted(pathlib.Path(sys.argv[1]).iterdir())\n"
+    script += f"torch.save({READ[modality]}, sys.argv[2])\n"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-I", "-c", script, str(data), "features.pt"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert not done.returncode, done.stderr[-3000:]
+    theirs = torch.load(tmp_path / "features.pt", weights_only=True)
+    rows = load(Data(name=str(data)), made.backbone.modality)
+    ours = extract(made.backbone, rows, batch=5)
+    cells = rows.table[rows.column][:]
+    names = [os.path.basename(c["path"]) if isinstance(c, dict) else str(i) for i, c in enumerate(cells)]
+    assert not ours.bad and {names[i] for i in ours.row} == theirs.keys() and len(theirs) > 5
+    for i, vector in zip(ours.row, ours.x["native"], strict=True):
+        np.testing.assert_allclose(vector, theirs[names[i]].numpy(), atol=2e-5, err_msg=names[i])
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path):

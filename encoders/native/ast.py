@@ -27,6 +27,9 @@ class AST(GridFamily):
     lead_names = ("embeddings.cls_token", "embeddings.distillation_token")
     variant = GridVariant(leads=2, anchored=True)
 
+    def pipeline_tag(self, model) -> str:
+        return "audio-classification"  # with a head that is new: no stock pipeline gives features of sound
+
     def settings(self, config) -> dict[str, Any]:
         return ViT.settings(self, config)
 

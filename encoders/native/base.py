@@ -170,8 +170,11 @@ class Family:
     def inward(self, state: dict[str, Tensor], start: Start, backbone: Backbone) -> None:
         """Change native tensors before they get our names: another size, other channels."""
 
-    def pipeline_tag(self, model) -> str:
-        """The hub's name for what the exported model does as it is."""
+    def head_outward(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+        """Change the tensors of our head before they get native names."""
+
+    def pipeline_tag(self, model) -> str | None:
+        """A stock pipeline that runs with the exported model, by its name; None if there is none."""
         return "feature-extraction"
 
     def pairs(self, backbone: Backbone) -> Iterator[Pair]:
@@ -233,6 +236,7 @@ class Family:
             state |= copy_out(tensors, wanted, ours, tuple(prefix + name for name in theirs))
         if head is not None and self.head_class(head) == type(model).__name__:
             inner = {name: p.detach() for name, p in head.named_parameters()}
+            self.head_outward(inner, backbone)
             for ours, theirs in self.head_pairs(head):
                 state |= copy_out(inner, wanted, ours, theirs)
         elif keep_heads and brought is not None:

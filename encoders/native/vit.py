@@ -24,6 +24,7 @@ from encoders.native.base import (
 )
 from encoders.positions import resample
 from modalities import Grid
+from modalities.image import LUMA
 
 PROJECTION = "embeddings.patch_embeddings.projection"
 TABLE = "embeddings.position_embeddings"
@@ -48,6 +49,17 @@ class GridFamily(Family):
         yield ("embedding.lead_content",), self.lead_names
         yield ("embedding.lead_place", "embedding.positions.table"), (self.table,)
         yield ("embedding.hidden",), ("embeddings.mask_token",)
+
+    def outward(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+        """A grey kernel becomes one of red, green and blue, which sees the same grey in them."""
+        if backbone.modality.channels == 1:
+            kernel = tensors["embedding.projection.weight"]
+            tensors["embedding.projection.weight"] = torch.cat([kernel * part for part in LUMA], dim=1)
+
+    def head_outward(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+        if backbone.modality.channels == 1:
+            for name, tensor in tensors.items():
+                tensors[name] = tensor.repeat(3, *[1] * (tensor.ndim - 1))
 
     def inward(self, state: dict[str, Tensor], start: Start, backbone: Backbone) -> None:
         embedding = backbone.embedding
@@ -94,8 +106,8 @@ class ViT(GridFamily):
     }
     ends = {"encoder.norm": "layernorm"}
 
-    def pipeline_tag(self, model) -> str:
-        return "image-feature-extraction"
+    def pipeline_tag(self, model) -> str | None:
+        return "image-feature-extraction" if model.config.num_channels == 3 else None  # pipelines hand over RGB
 
     def settings(self, config) -> dict[str, Any]:
         biases = BIASES if getattr(config, "qkv_bias", True) else ("out", "mlp")
@@ -108,7 +120,7 @@ class ViT(GridFamily):
             "qkv_bias": "query" in made.biases,
             "image_size": image.extent[0] if image.extent[0] == image.extent[1] else list(image.extent),
             "patch_size": image.tile[0],
-            "num_channels": image.channels,
+            "num_channels": 3 if image.channels == 1 else image.channels,
         }
 
     def without_dropout(self) -> dict[str, Any]:
