@@ -201,11 +201,11 @@ def test_the_command_writes_a_table_beside_the_untrained_encoder(tmp_path, capsy
 
 
 def test_a_run_that_started_somewhere_is_shown_beside_that(tmp_path, capsys):
-    finished("image", "mae", tmp_path / "first", {"positions": "learned"}, noise=1)
+    finished("image", "mae", tmp_path / "first", {"positions": "learned", "channels": 3}, noise=1)
     start = export(tmp_path / "first")
     capsys.readouterr()
     options = {"init_from": str(start), "encoder": {"name": "tiny"}}
-    config, objective = finished("image", "mae", tmp_path / "run", {"positions": "learned"}, **options)
+    config, objective = finished("image", "mae", tmp_path / "run", {"positions": "learned", "channels": 3}, **options)
     data = table("image", tmp_path / "data")
     rows = probe.probe(tmp_path / "run", data=str(data), labels=[3], draws=3)
     assert {r["encoder"] for r in rows} == {"pretrained", "random", "published"}
