@@ -44,7 +44,7 @@ def test_places_of_a_smaller_view_are_the_native_ones(backbone):
     native = FAMILIES["vit"].export(backbone)
     pixels = small.data.unflatten(1, (4, 4)).unflatten(-1, (3, 4, 4)).permute(0, 3, 1, 4, 2, 5).reshape(3, 3, 16, 16)
     theirs = native(pixels, interpolate_pos_encoding=True).last_hidden_state
-    torch.testing.assert_close(backbone(small), theirs[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(backbone(small), theirs[:, 0], atol=2e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ def test_flex_attention_gives_the_vectors_and_gradients_of_the_mask(monkeypatch,
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
     flexible = out_and_gradients(torch.compile(made, backend="aot_eager", fullgraph=True))
     for ours, theirs in zip(flexible, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -44,7 +44,7 @@ def test_it_is_algorithm_1(batch, temperature):
     z_i, z_j = pair(batch)
     expected = algorithm_1(z_i.numpy().astype(np.float64), z_j.numpy().astype(np.float64), temperature)
     for identity in (None, torch.arange(batch) + 7):
-        assert nt_xent_loss(z_i, z_j, temperature, identity).item() == pytest.approx(expected, abs=1e-6, rel=1e-6)
+        assert nt_xent_loss(z_i, z_j, temperature, identity).item() == pytest.approx(expected, abs=5e-6, rel=1e-6)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -53,20 +53,20 @@ def test_it_is_lightly_s_with_gradient(temperature):
     ours = [z.requires_grad_() for z in pair()]
     theirs = [z.detach().clone().requires_grad_() for z in ours]
     mine, other = nt_xent_loss(*ours, temperature), loss(*theirs)
-    torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(mine, other, atol=5e-6, rtol=1e-6)
     mine.backward()
     other.backward()
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(a.grad, b.grad, atol=5e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_known_values(temperature):
     same = torch.ones(8, 5)
-    assert nt_xent_loss(same, same, temperature).item() == pytest.approx(math.log(15), abs=1e-6)
+    assert nt_xent_loss(same, same, temperature).item() == pytest.approx(math.log(15), abs=5e-6)
     apart = torch.eye(8)  # the best of orthogonal samples: 14 negatives at cosine 0
     expected = math.log1p(14 * math.exp(-1 / temperature))
-    assert nt_xent_loss(apart, apart, temperature).item() == pytest.approx(expected, abs=1e-6)
+    assert nt_xent_loss(apart, apart, temperature).item() == pytest.approx(expected, abs=5e-6)
 
 
 def test_it_is_symmetric_and_blind_to_lengths_turns_and_order():
@@ -90,7 +90,7 @@ def test_equal_samples_do_not_repel():
         others = [k for k in range(10) if own[k] != own[i]] + [i ^ 1]
         losses.append(logits[i, others].logsumexp(0) - logits[i, i ^ 1])
     expected = torch.stack(losses).mean()
-    torch.testing.assert_close(nt_xent_loss(z_i, z_j, 0.2, identity), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(nt_xent_loss(z_i, z_j, 0.2, identity), expected, atol=5e-6, rtol=1e-6)
     assert nt_xent_loss(z_i, z_j, 0.2) > expected
 
 
@@ -118,7 +118,7 @@ def test_a_batch_in_parts_is_the_batch():
         "pooled": torch.cat([p["pooled"] for p in parts], 1),
         "identity": torch.cat([p["identity"] for p in parts]),
     }
-    torch.testing.assert_close(objective.compare(joined)["loss"], whole, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(objective.compare(joined)["loss"], whole, atol=5e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -0.1])

@@ -50,7 +50,7 @@ def formula(objective, views) -> torch.Tensor:
 def test_loss_and_gradient_are_those_of_the_formula(objective):
     views, other = views_of(objective), copy.deepcopy(objective)
     loss, expected = objective(views)["loss"], formula(other, views)
-    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(loss, expected, atol=5e-6, rtol=1e-6)
     loss.backward()
     expected.backward()
     for (name, ours), theirs in zip(objective.named_parameters(), other.parameters(), strict=True):
@@ -59,13 +59,13 @@ def test_loss_and_gradient_are_those_of_the_formula(objective):
         elif ours.grad is None:
             assert name == "backbone.embedding.hidden"
         else:
-            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=5e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_the_loss_s_range():
     z = torch.randn(5, 7)
-    assert byol_loss(z, 2 * z).item() == pytest.approx(0, abs=1e-6)
-    assert byol_loss(z, -z).item() == pytest.approx(4, abs=1e-6)
+    assert byol_loss(z, 2 * z).item() == pytest.approx(0, abs=5e-6)
+    assert byol_loss(z, -z).item() == pytest.approx(4, abs=5e-6)
     assert byol_loss(z.bfloat16(), z.bfloat16()).dtype == torch.float32
 
 
