@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from modalities.domains import Count, Each, Positive
 
@@ -105,6 +106,7 @@ class Encoder(nn.Module):
         self.architecture = architecture
         self.blocks = nn.ModuleList(Block(architecture, number) for number in range(architecture.depth))
         self.norm = architecture.make_norm() if architecture.order == "pre" else nn.Identity()
+        self.recompute = False  # blocks keep their input alone, and are computed again in the backward pass
 
     @property
     def width(self) -> int:
@@ -137,7 +139,11 @@ class Encoder(nn.Module):
             attend = attends[window]
             if number == self.depth and wanted and wanted < seen:
                 seen, attend = wanted, attention_mask(segment, place, window, wanted)
-            tokens = block(tokens, attend, rotations.get(self._theta(window)), seen)
+            given = tokens, attend, rotations.get(self._theta(window)), seen
+            if self.recompute and torch.is_grad_enabled():
+                tokens = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
+            else:
+                tokens = block(*given)
             layers.append(tokens)
         tokens = self.norm(tokens)
         return [*layers[:-1], tokens] if every_layer else tokens

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from encoders import Encoder
 from modalities.precision import allow_tf32
 from training.errors import UserError
 from training.settings import Run
@@ -218,6 +219,9 @@ class Engine:
         config = settings(run, self.ranks)
         self.stage = config["zero_optimization"]["stage"]
         module = module.to(device)
+        for part in module.modules():
+            if isinstance(part, Encoder):
+                part.recompute = run.gradient_checkpointing
         if run.compile:
             module.compile()  # shapes that vary (packed text) become dynamic at the second one
         self.trainable = [p for p in module.parameters() if p.requires_grad]

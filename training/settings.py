@@ -34,6 +34,7 @@ FREE = {
     "dataloader_num_workers",
     "deepspeed",
     "compile",
+    "gradient_checkpointing",
     "device",
     "run_name",
     "data.max_bad",
@@ -70,6 +71,8 @@ class Run:
         bf16: compute in bfloat16 by autocast; parameters, moments, losses and reductions stay float32. `auto`: on a
             GPU that has it.
         tf32: let a GPU round the factors of float32 products; never in losses. `auto`: on a GPU that has it.
+        gradient_checkpointing: keep each block's input only and compute the block again in the backward pass: a
+            fraction of the memory, for about a third more time. Gradients are the same.
         compile: compile the objective with `torch.compile`.
         deepspeed: DeepSpeed settings, a JSON file or a dictionary in the YAML. Batch numbers may be left out or `auto`.
         seed: of initialisation, order, views and masks.
@@ -103,6 +106,7 @@ class Run:
     max_grad_norm: NotNegative = 1.0
     bf16: bool | Literal["auto"] = "auto"
     tf32: bool | Literal["auto"] = "auto"
+    gradient_checkpointing: bool = False
     compile: bool = False
     deepspeed: str | dict[str, Any] | None = None
     seed: Number = 42

@@ -429,3 +429,39 @@ def test_a_run_says_what_it_runs_on_and_what_it_waits_for(launch, pictures, tmp_
     again = support.config("image", "mae", tmp_path / "run", data={"name": str(pictures)}, bf16=True)
     with pytest.raises(UserError, match=r"other settings \(.*bf16"):
         train.pretrain(again)
+
+
+def checkpointed(folder: str) -> list:
+    """By stage, losses of three steps and the weights after them, with and without recomputed blocks."""
+    from training import engine as engines
+    from training.loop import Loop
+    from training.monitor import Monitor
+
+    made = []
+    for stage in STAGES:
+        for recompute in (False, True):
+            options = {"deepspeed": {"zero_optimization": {"stage": stage}}, "max_steps": 4, "warmup_steps": 0}
+            options["gradient_checkpointing"] = recompute
+            config = support.config("text", "byol", folder, **options)
+            device = engines.start(config.run)
+            modality = config.build_modality()
+            rows = support.rows_of("text", modality)
+            loop = Loop(config, config.build_objective(modality), rows, device)
+            micro = loop.order.micro_batches(0, 3, 1, loop.engine.rank, loop.engine.ranks)
+            losses = [loop._step([batch], Monitor(4))[0].item() for batch in loop._loader(loop.table, micro, 0, 0)]
+            calls = []
+            mlp = loop.objective.backbone.encoder.blocks[0].mlp
+            hook = mlp.register_forward_pre_hook(lambda *_, c=calls: c.append(0))
+            batch = next(iter(loop._loader(loop.table, loop.order.micro_batches(3, 4, 1, 0, 1), 0, 0)))
+            loop._step([batch], Monitor(4))
+            hook.remove()
+            made.append([losses, loop.engine.tensors()[0], len(calls)])
+    return made
+
+
+def test_recomputed_blocks_have_the_same_gradients_under_every_stage(launch, tmp_path):
+    (made,) = launch(checkpointed, 1, folder=str(tmp_path)).results()
+    for stage in STAGES:
+        (plain, weights, once), (losses, ours, twice) = made[2 * stage : 2 * stage + 2]
+        assert losses == plain and twice == 2 * once, stage
+        assert all(torch.equal(ours[name], weights[name]) for name in weights), stage
