@@ -32,6 +32,8 @@ def mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     """A rank's part of the weighted mean of all ranks' values: the mean over ranks of what this returns is that mean.
 
     Kept as (sum, count) until the last division, so that ranks with fewer values count less. Nothing at all gives 0.
+    It is the mean of one micro-batch of all ranks: under accumulation micro-batches count equally, however many values
+    they have.
     """
     if weight is None:
         return values.mean()  # as many values on every rank
