@@ -58,8 +58,8 @@ class Run:
         learning_rate: peak learning rate.
         base_learning_rate: if given, the peak is this × global batch / 256 instead.
         per_device_train_batch_size: samples a micro-batch on each rank.
-        gradient_accumulation_steps: micro-batches a step, whose losses count equally. What a loss takes of its batch (the
-            mean over tokens, negatives, statistics) is of one micro-batch of all ranks.
+        gradient_accumulation_steps: micro-batches a step, whose losses count equally. What a loss takes of its batch
+            (the mean over tokens, negatives, statistics) is of one micro-batch of all ranks.
         num_train_epochs: passes over the training part of the data; may be a fraction.
         max_steps: optimizer steps; if positive, it replaces `num_train_epochs`.
         warmup_steps: steps of linear warm-up, or below 1 their fraction; a cosine to 0 follows.
