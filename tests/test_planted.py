@@ -1,0 +1,66 @@
+"""A recipe is code: changes of recipes that are planted here, one at a time, must each turn a test red.
+
+Each is a file, what stands there, what is planted instead, and the tests that are to fail; they run in a copy.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+IMAGE, AUDIO, TEXT = "modalities/image.py", "modalities/audio.py", "modalities/text.py"
+ENGINE, PICTURES = "training/engine.py", "tests/modalities/test_image_views.py"
+SOUNDS, WRITING, STEPS = (
+    "tests/modalities/test_audio.py",
+    "tests/modalities/test_text.py",
+    "tests/training/test_engine.py",
+)
+PLANTED = {
+    "crop aspect 1/9 to 9": (IMAGE, "math.log(3 / 4), math.log(4 / 3)", "math.log(1 / 9), math.log(9)", PICTURES),
+    "crop area": (IMAGE, "random.uniform(*scale)\n", "scale[0]\n", PICTURES),
+    "crop in the corner": (IMAGE, "random.integers(0, width - w + 1)", "0", PICTURES),
+    "hue times ten": (IMAGE, "255 * strong.hue", "2550 * strong.hue", PICTURES),
+    "no solarise": (IMAGE, "random.random() < strong.solarize", "False", PICTURES),
+    "always flip": (IMAGE, "random.random() < self.flip", "self.flip > 0", PICTURES),
+    "shear times three": (IMAGE, "shear * self.shear", "3 * shear * self.shear", PICTURES),
+    "turns twice as far": (IMAGE, "turn * self.rotation", "2 * turn * self.rotation", PICTURES),
+    "no zoom": (IMAGE, "math.log1p(self.zoom)", "0", PICTURES),
+    "no contrast": (IMAGE, "strong.contrast * random", "0 * random", PICTURES),
+    "no brightness": (IMAGE, "strong.brightness * random", "0 * random", PICTURES),
+    "no saturation": (IMAGE, "strong.saturation * random", "0 * random", PICTURES),
+    "grey always": (IMAGE, "random.random() < strong.grey", "strong.grey > 0", PICTURES),
+    "no blur": (IMAGE, "random.random() < strong.blur", "False", PICTURES),
+    "weak views distorted": (IMAGE, 'if spec.strength == "strong":', "if True:", PICTURES),
+    "no gain": (AUDIO, "random.uniform(-1, 1) * self.gain / 2", "0 * self.gain", SOUNDS),
+    "stretch twice": (AUDIO, "np.log1p([self.stretch,", "np.log1p([2 * self.stretch,", SOUNDS),
+    "no roll": (AUDIO, "random.uniform(-1, 1) * self.roll", "0 * self.roll", SOUNDS),
+    "long time masks": (AUDIO, "[self.time_mask, 1,", "[2 * self.time_mask, 1,", SOUNDS),
+    "mixed half": (AUDIO, "random.random() * self.mixup", "0.5 * random.random() * self.mixup", SOUNDS),
+    "uneven halves": (TEXT, "random.random(length) < 0.5", "random.random(length) < 0.7", WRITING),
+    "short spans": (TEXT, "round(random.uniform(*scale) * len", "round(scale[0] * len", WRITING),
+    "no deletion": (TEXT, "draw >= self.deletion", "draw >= 0", WRITING),
+    "no warm-up": (ENGINE, "return peak * (step + 1) / warmup", "return peak", STEPS),
+    "no cosine": (ENGINE, "return peak * (1 + math.cos(", "return peak * (1 + 0 * math.cos(", STEPS),
+    "decay on everything": (ENGINE, "decay = 0.0 if", "decay = weight_decay if", STEPS),
+    "decay on positions": (ENGINE, " or id(parameter) in exempt", "", STEPS),
+    "base rate by 64": ("training/loop.py", "self.batch / 256", "self.batch / 256 / 64", STEPS),
+    "no rate scale": (ENGINE, 'rate * group["scale"]', "rate", STEPS),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_change_turns_a_test_red(name, tmp_path):
+    file, good, bad, tests = PLANTED[name]
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__", "docs"))
+    text = (copy / file).read_text()
+    assert good in text, f"{file} has no {good!r} any more: plant this change elsewhere"
+    (copy / file).write_text(text.replace(good, bad))
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests]
+    ran = subprocess.run(command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True)
+    assert ran.returncode == 1 and "AssertionError" in ran.stdout, ran.stdout[-2000:]
