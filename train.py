@@ -37,8 +37,10 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         start = None
         if config.run.init_from:
             start = native.start_from(config.run.init_from, config.modality["name"])
-            config.adopt(start)
+            note = config.adopt(start)
             print_once(f"init_from {config.run.init_from}: {start}")
+            if note:
+                print_once(f"init_from, changed: {note}")
         modality = config.build_modality()
         rows = load(config.data, modality)
         _, resumed = open_folder(config)

@@ -1,5 +1,6 @@
 """Embeddings: from the pieces of a view to tokens; what each modality has of parameters, and each family's variant."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -82,22 +83,22 @@ class GridVariant:
 class GridEmbedding(Embedding):
     """A linear projection of each piece, a table of places on a grid, learned leads (ViT, Dosovitskiy et al. 2021)."""
 
+    no_decay = ("lead_content", "lead_place")
+
     def __init__(self, modality: Grid, made: Architecture, variant: GridVariant = GridVariant()):
         super().__init__(modality, made)
         self.variant, width = variant, made.width
         self.leads = variant.leads + variant.registers
         self.projection = nn.Linear(modality.values, width)
-        self.lead_content = nn.Parameter(torch.empty(self.leads, width))
+        if self.leads:
+            self.lead_content = nn.Parameter(torch.empty(self.leads, width))
         if variant.table:
             extent = variant.extent or modality.grid
             self.positions = Positions(extent, width, modality.learned_positions, variant.antialias)
-        if variant.table and variant.lead_places:
+        if self.placed_leads:
             # A lead's place is kept apart from its content, as the native classes do.
             zeros = torch.zeros(variant.leads, width)
             self.lead_place = nn.Parameter(zeros, requires_grad=modality.learned_positions)
-            self.no_decay = ("lead_content", "lead_place")
-        else:
-            self.no_decay = ("lead_content",)
         self.hidden = nn.Parameter(torch.empty(width))
         self.reset_parameters()
 
@@ -105,11 +106,18 @@ class GridEmbedding(Embedding):
         """Xavier for the projection, normal (0.02) for leads and the hidden token, as in MAE."""
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
-        nn.init.normal_(self.lead_content, std=0.02)
+        if self.leads:
+            nn.init.normal_(self.lead_content, std=0.02)
         nn.init.normal_(self.hidden, std=0.02)
 
+    @property
+    def placed_leads(self) -> bool:
+        return self.variant.table and self.variant.lead_places and self.variant.leads > 0
+
     def lead(self) -> Float[Tensor, "l d"]:
-        if not (self.variant.table and self.variant.lead_places):
+        if not self.leads:
+            return self.hidden.new_zeros(0, len(self.hidden))
+        if not self.placed_leads:
             return self.lead_content
         return self.lead_content + F.pad(self.lead_place, (0, 0, 0, self.variant.registers))
 
@@ -120,6 +128,13 @@ class GridEmbedding(Embedding):
         if not self.variant.table:
             return None
         return self.positions(position, None if self.variant.anchored else grid)
+
+    def coordinate(self, position: Int[Tensor, "r n a"], grid: tuple[int, ...] | None) -> Float[Tensor, "r n a"]:
+        """(y, x) of each piece's middle: 0 in the middle of the picture, ±π at its edges (DINOv3)."""
+        # In float32, as the native class. Filled on the device: a copy from the host would wait for it.
+        length = torch.stack([torch.full((), float(n), device=position.device) for n in grid or self.modality.grid])
+        middle = 2.0 * ((position.float() + 0.5) / length) - 1.0
+        return (2 * math.pi * middle).to(self.hidden.dtype)
 
     def places(self, width: int) -> nn.Module:
         return Anchored(self.modality.grid, width) if self.variant.anchored else Positions(self.modality.grid, width)

@@ -58,8 +58,7 @@ class Positions(nn.Module):
 def resample(
     table: Float[Tensor, "n d"], extent: tuple[int, int], grid: tuple[int, int], antialias: bool = False
 ) -> Float[Tensor, "m d"]:
-    """The places of another grid, bicubic, in float32 at least."""
-    full = table.unflatten(0, extent).permute(2, 0, 1)[None]
-    full = full.float() if full.dtype in (torch.float16, torch.bfloat16) else full
+    """The places of another grid, bicubic, in float32, as the native classes have it."""
+    full = table.unflatten(0, extent).permute(2, 0, 1)[None].float()
     made = F.interpolate(full, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
     return made[0].flatten(1).T.to(table.dtype)

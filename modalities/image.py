@@ -5,15 +5,16 @@ import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modalities.base import BadSample, Grid, bytes_or_path
-from modalities.domains import Count, Each, NotNegative, Part, Probability, Within
+from modalities.domains import Count, Each, NotNegative, Number, Part, Probability, Within
 from modalities.hashing import generator
+from modalities.image_processor import evaluation_view, processor_of
 from modalities.view import View, ViewSpec
 
 LOOKED_AT = 32  # rows from which the range of deep pictures is taken
@@ -68,6 +69,15 @@ class Image(Grid):
         value_range: values that become black and white, of pictures with more than 8 bits a channel. Default: 0 and the
             largest value of as many bits as some rows use (of floats, the least and largest value of these rows).
         max_pixels: pixels of a picture at most; one with more is not read, for it may be an attack on the memory.
+        resample: filter by which the evaluation view is resized.
+        edge: side to which the evaluation view is resized, over that of the view; what is more is cut off all around.
+        aspect: the evaluation view is resized to `squeeze` all of the picture into the view's aspect, or to `keep` its
+            own, and loses its ends.
+        rescale: values are brought to 0..1 `after` the evaluation view is resized, or `before`, so that none is
+            rounded.
+        registers: tokens without a place, of families that have such. Default: what the family is published with.
+        table_side: side, in patches, of the table of places, of families that interpolate it for every view (DINOv2).
+            Default: the view's.
     """
 
     features = ("Image",)
@@ -91,6 +101,12 @@ class Image(Grid):
         std: Annotated[float | list[float], Each("(0, inf)")] = 0.5,
         value_range: Annotated[tuple[float, float], Within("(-inf, inf)")] | None = None,
         max_pixels: Count = 2**30 // 12,
+        resample: Literal["bilinear", "bicubic"] = "bilinear",
+        edge: Annotated[float, Within("[1, 9]")] = 1.0,
+        aspect: Literal["squeeze", "keep"] = "squeeze",
+        rescale: Literal["after", "before"] = "after",
+        registers: Number | None = None,
+        table_side: Count | None = None,
     ):
         self.extent = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if patch_size < 1 or any(side < 1 or side % patch_size for side in self.extent):
@@ -115,6 +131,9 @@ class Image(Grid):
             )
         if max_pixels < 1:
             raise ValueError(f"modality.max_pixels {max_pixels} is below 1; try {2**30 // 12}")
+        self.resample, self.edge, self.aspect, self.rescale = resample, edge, aspect, rescale
+        self.registers, self.table_side = registers, table_side
+        self.published: Any = None  # the native processor that a checkpoint came with
         self.value_range, self.max_pixels = value_range and tuple(value_range), max_pixels
 
     def _each(self, name: str, value: float | list[float]) -> list[float]:
@@ -128,27 +147,15 @@ class Image(Grid):
         return values
 
     def processor(self):
-        from transformers import ViTImageProcessor
-
-        # Stock pipelines hand over RGB whatever the file is: a grey encoder goes out with three channels (`LUMA`).
-        repeat = 3 if self.channels == 1 else 1
-        # The native class takes 8 bits; the range is for whoever makes 8 of more as it was done here.
-        deep = {} if self.value_range is None else {"value_range": list(self.value_range)}
-        return ViTImageProcessor(
-            size={"height": self.extent[0], "width": self.extent[1]},
-            image_mean=self.mean * repeat,
-            image_std=self.std * repeat,
-            do_convert_rgb=self.channels != 4,  # without it a grey picture crashes the processor
-            resample=2,  # bilinear
-            **deep,
-        )
+        return processor_of(self)
 
     def load(self, folder: str) -> None:
         """Sizes are settings; only the pixel statistics are the processor's."""
-        from transformers import ViTImageProcessor
+        from transformers import AutoImageProcessor
 
-        processor = ViTImageProcessor.from_pretrained(folder)
-        self.mean, self.std = (list(each)[: self.channels] for each in (processor.image_mean, processor.image_std))
+        self.published = processor = AutoImageProcessor.from_pretrained(folder)
+        if processor.do_normalize:
+            self.mean, self.std = (list(each)[: self.channels] for each in (processor.image_mean, processor.image_std))
         if found := getattr(processor, "value_range", None):
             self.value_range = tuple(found)
 
@@ -239,7 +246,7 @@ class Image(Grid):
 
     def view(self, sample, spec: ViewSpec, seed: int) -> dict[str, Tensor]:
         if spec.strength == "none":
-            return {"data": self._evaluation(sample)}
+            return {"data": evaluation_view(tensor(sample), self)}
         from PIL import Image as pillow
 
         if self.channels == 1 and sample.mode != "L":
@@ -260,13 +267,6 @@ class Image(Grid):
             sample = distort(sample, views[min(spec.index, len(views) - 1)], random)
         return {"data": tensor(sample)}
 
-    def _evaluation(self, sample) -> Tensor:
-        from torchvision.transforms.v2 import functional as F
-
-        # What the native processor does: the whole picture, squeezed to the size.
-        pixels = F.resize(tensor(sample), list(self.extent), F.InterpolationMode.BILINEAR, antialias=True)
-        return pixels.expand(3, -1, -1) if self.channels == 1 else pixels
-
     def _affine(self, sample, random):
         from PIL import Image as pillow
 
@@ -284,15 +284,16 @@ class Image(Grid):
 
     @torch.no_grad()
     def prepare(self, view: View) -> View:
-        """Bytes `[B c h w]` -> patches. The order of operations is the native processor's, so results are equal."""
+        """Bytes `[B c h w]`, or floats in 0..1 -> patches. The order of operations is the native processor's."""
+        full = 1.0 if view.data.is_floating_point() else 1 / (1 / 255)
         mean, std = (  # filled on the device: a copy from the host would wait for it
-            torch.stack([torch.full((1, 1), value, device=view.data.device) for value in each]) * (1 / (1 / 255))
+            torch.stack([torch.full((1, 1), value, device=view.data.device) for value in each]) * full
             for each in (self.mean, self.std)
         )
         values = view.data.float()
         if self.channels == 1 and values.shape[1] == 3:  # an evaluation view; the export makes grey last, too
             values = sum(values[:, i : i + 1] * part for i, part in enumerate(LUMA))
-        return view.replace(**self.cut(values.sub_(mean).div_(std)))
+        return view.replace(**self.cut(values.sub(mean).div_(std)))
 
 
 def small_jpeg(data: bytes):

@@ -218,10 +218,10 @@ class Config:
             start.load_heads(objective)
         return objective
 
-    def adopt(self, start) -> None:
-        """Take what a published checkpoint says: its sizes always, its other settings where the user gave none.
+    def adopt(self, start) -> str | None:
+        """Take what a published checkpoint says, where the user gave nothing; returns what his word changes, in a line.
 
-        A size that was given and is another one is refused: the user's word is never overruled.
+        What was given, is another and cannot be changed is refused: the user's word is never overruled.
         """
         if self.origin.get("family") in GIVEN and self.run.family != start.family.name:
             raise UserError(f"family {self.run.family}: init_from {self.run.init_from} is of {start.family.name}")
@@ -236,11 +236,15 @@ class Config:
                 "encoder out"
             )
         known = defaults_of(self.modality["name"], self.objective["name"])
+        prefix = "modality."
+        said_of = {key.removeprefix(prefix): value for key, value in self.given.items() if key.startswith(prefix)}
+        modality, note = start.family.adapted(start.modality, said_of)
         for group in GROUPS[1:]:
             if group == "objective" and start.trained_by not in (None, self.objective["name"]):
                 continue
-            for name, value in getattr(start, group).items():
+            for name, value in (modality if group == "modality" else getattr(start, group)).items():
                 self._adopt(f"{group}.{name}", value, group == "objective" or name in start.free, known)
+        return note
 
     def _adopt(self, key: str, value: Any, free: bool, known: dict[str, Any]) -> None:
         group, *path = key.split(".")

@@ -8,7 +8,13 @@ from encoders.backbone import Backbone, Pooling
 from encoders.encoder import Encoder
 from encoders.native.ast import AST
 from encoders.native.base import Family, Native, Plain, Start
+from encoders.native.deit import DeiT
+from encoders.native.dinov2 import Dinov2
+from encoders.native.dinov2_with_registers import Dinov2WithRegisters
+from encoders.native.dinov3_vit import DINOv3ViT
+from encoders.native.ijepa import IJepa
 from encoders.native.roberta_prelayernorm import RobertaPreLayerNorm
+from encoders.native.siglip_vision_model import SiglipVisionModel
 from encoders.native.vit import ViT, ViTMAE
 from modalities import MODALITIES, Modality
 
@@ -17,6 +23,12 @@ FAMILIES: dict[str, Family] = {
     for family in (
         ViT(),
         ViTMAE(),
+        DeiT(),
+        IJepa(),
+        Dinov2(),
+        Dinov2WithRegisters(),
+        DINOv3ViT(),
+        SiglipVisionModel(),
         AST(),
         RobertaPreLayerNorm(),
     )
@@ -72,10 +84,11 @@ def start_from(path: str, modality: str, **hub) -> Start:
     try:
         settings, _ = PreTrainedConfig.get_config_dict(path, **hub)
         kind = settings.get("model_type")
-        if kind in FAMILIES:
-            if FAMILIES[kind].modality != modality:
-                raise ValueError(f"init_from {path} is of modality {FAMILIES[kind].modality}, the run is of {modality}")
-            return FAMILIES[kind].start(path, **hub)
+        family = next((f for f in FAMILIES.values() if kind == f.name or kind in f.wholes), None)
+        if family is not None:
+            if family.modality != modality:
+                raise ValueError(f"init_from {path} is of modality {family.modality}, the run is of {modality}")
+            return family.start(path, **hub)
     except OSError as error:  # nothing there, no network, no safetensors
         raise ValueError(f"init_from {path}: {str(error).splitlines()[0]}") from error
     raise ValueError(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from encoders.backbone import Backbone
 from encoders.embeddings import GridVariant
 from encoders.native.base import Start, fields_of, from_pretrained, native_of, require
-from encoders.native.vit import PROJECTION, GridFamily, ViT
+from encoders.native.grid import PROJECTION, GridFamily
+from encoders.native.vit import ViT
 
 KERNEL = f"{PROJECTION}.weight"
 

@@ -77,12 +77,6 @@ class Start:
         processor: its processor or tokenizer, if it has one.
     """
 
-    free: ClassVar[tuple[str, ...]] = (
-        "mean",
-        "std",
-        "target",
-    )  # of the modality's settings: the user may have other ones
-
     family: "Family" = field(repr=False)
     modality: dict[str, Any]
     encoder: dict[str, Any]
@@ -92,6 +86,11 @@ class Start:
     trained_by: str | None = None
     pooling: Pooling | None = None
     processor: Any = field(default=None, repr=False)
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Settings of the modality of which the user may have others."""
+        return self.family.free
 
     def load(self, backbone: Backbone) -> None:
         """Put the weights into a backbone that was built with these settings. Before an objective is made of it."""
@@ -113,6 +112,8 @@ class Family:
     modality: ClassVar[str]  # by its name in `MODALITIES`
     pooling: ClassVar[Pooling]  # what the native classification head reads
     defaults: ClassVar[dict[str, Any]] = {}  # of the `Architecture`, where they differ from its own
+    free: ClassVar[tuple[str, ...]] = ("mean", "std", "target")  # settings of the modality that the user may change
+    wholes: ClassVar[tuple[str, ...]] = ()  # types of published models of which this is a part
     config_class: ClassVar[str]
     base_class: ClassVar[str]
     classifier: ClassVar[str | None]  # what `AutoModelFor...Classification` makes of it
@@ -151,6 +152,10 @@ class Family:
     def start(self, path: str, **hub) -> Start:
         """Read a published checkpoint. `hub`: `revision`, `token` and the like."""
         raise NotImplementedError
+
+    def adapted(self, settings: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """A start's settings of the modality beside those that the user gave, and what that changes, in a line."""
+        return settings, None
 
     def head_class(self, head: nn.Module) -> str | None:
         """The native class that carries our head beside the base model; None if there is none."""
@@ -275,7 +280,8 @@ def leaves(ours: str, native: str | tuple[str, ...], number: int = 0) -> Iterato
 def base_prefix(model) -> str:
     """Of the names of the base model within a model; empty if it is the base model."""
     prefix = f"{model.base_model_prefix}."
-    return prefix if any(name.startswith(prefix) for name in model.state_dict()) else ""
+    # Of some the base model has a part of that name; the embeddings are in the base model itself.
+    return prefix if any(name.startswith(f"{prefix}embeddings.") for name in model.state_dict()) else ""
 
 
 def copy_in(ours: dict[str, Tensor], state: dict[str, Tensor], mine: tuple[str, ...], theirs: tuple[str, ...]):
@@ -335,8 +341,8 @@ def native_of(model) -> Native:
     return Native(config, architecture=type(model).__name__)
 
 
-def settings_of(config, path: str = "") -> dict[str, Any]:
-    """The architecture's fields as most configurations name them."""
+def settings_of(config, hidden: int | None = None) -> dict[str, Any]:
+    """The architecture's fields as most configurations name them; `hidden` where one has no `intermediate_size`."""
     activations = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "silu": "silu"}
     if config.hidden_act not in activations:
         raise ValueError(f"init_from: hidden_act {config.hidden_act!r} is not one of {', '.join(activations)}")
@@ -344,7 +350,7 @@ def settings_of(config, path: str = "") -> dict[str, Any]:
         "width": config.hidden_size,
         "depth": config.num_hidden_layers,
         "heads": config.num_attention_heads,
-        "hidden": config.intermediate_size,
+        "hidden": hidden or config.intermediate_size,
         "activation": activations[config.hidden_act],
         "eps": config.layer_norm_eps,
     }

@@ -12,7 +12,7 @@ from finished import finished
 from PIL import Image as pillow
 from safetensors.torch import load_file, save_file
 
-from encoders.native import make, start_from
+from encoders.native import FAMILIES, make, start_from
 from export import export
 from modalities import EVALUATION, Image, View
 from modalities.domains import build
@@ -158,7 +158,7 @@ def test_others_are_refused(tmp_path):
     with pytest.raises(ValueError, match="init_from .*nowhere: no such folder"):
         start_from(str(tmp_path / "nowhere"), "image")
     transformers.GPT2Config().save_pretrained(tmp_path / "other")
-    known = "known are vit, vit_mae, audio-spectrogram-transformer, roberta-prelayernorm"
+    known = f"known are {', '.join(FAMILIES)}"
     with pytest.raises(ValueError, match=f"of the family 'gpt2'; {known}"):
         start_from(str(tmp_path / "other"), "image")
     (tmp_path / "other" / "config.json").write_text('{"model_type": "somebody_s_own"}')

@@ -114,8 +114,16 @@ def test_a_modality_has_defaults_of_its_own(monkeypatch):
 
 
 def start(**parts):
-    family = types.SimpleNamespace(name="vit")
-    empty = {"family": family, "pooling": None, "modality": {}, "encoder": {}, "objective": {}, "free": ()}
+    family = types.SimpleNamespace(name="vit", adapted=lambda settings, given: (settings, None))
+    empty = {
+        "family": family,
+        "pooling": None,
+        "modality": {},
+        "encoder": {},
+        "objective": {},
+        "free": (),
+        "trained_by": None,
+    }
     return types.SimpleNamespace(**empty | parts)
 
 

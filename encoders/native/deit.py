@@ -1,0 +1,14 @@
+"""DeiT (Touvron et al. 2021): a ViT with a second lead, the distillation token. `DeiTModel`, `DeiTForImage…`."""
+
+from encoders.embeddings import GridVariant
+from encoders.native.grid import IMAGENET
+from encoders.native.vit import ViT
+
+
+class DeiT(ViT):
+    name = "deit"
+    config_class, base_class, classifier = "DeiTConfig", "DeiTModel", "DeiTForImageClassification"
+    masked_class = "DeiTForMaskedImageModeling"
+    lead_names = ("embeddings.cls_token", "embeddings.distillation_token")
+    variant = GridVariant(leads=2)
+    usual = IMAGENET | {"resample": "bicubic", "edge": 256 / 224}
