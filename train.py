@@ -7,10 +7,14 @@
 
 import os
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from training.command_line import from_command_line, read
 from training.errors import explained, one_line_exit, printed_once
+from training.ranks import Team, announce
 from training.settings import Config
 
 
@@ -27,33 +31,49 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
     # Imported only now: arguments are refused in the time that torch takes.
     from encoders import native
     from training import engine, log
-    from training.loop import Loop, open_folder
+    from training.loop import Loop
+    from training.run_folder import RunFolder
+    from training.signals import Signals
     from training.sources import load, print_once
 
-    with explained():
+    # The variables that a launcher would have set are not left behind.
+    with explained(), mock.patch.dict(os.environ), Signals() as signals, ExitStack() as held:
+        announce(os.environ)
         engine.settings(config.run, int(os.environ.get("WORLD_SIZE", 1)))
         engine.resolve(config.run)
-        log.check(config.run)
+        device, team = engine.start(config.run), Team()
+        team.agree(config.shared(), "start all ranks with the same options")
+        team.each(lambda: log.check(config.run))
         start = None
         if config.run.init_from:
-            start = native.start_from(config.run.init_from, config.modality["name"])
+            name = config.modality["name"]
+            start = team.each(lambda: native.start_from(config.run.init_from, name), turns=True)
             note = config.adopt(start)
             print_once(f"init_from {config.run.init_from}: {start}")
             if note:
                 print_once(f"init_from, changed: {note}")
+        # The first rank decides whose the folder is and where the run goes on; the others are told.
+        folder = RunFolder(config.run.output_dir)
+        team.first(lambda: held.enter_context(folder) and None)
+        origin = team.first(lambda: folder.origin(config))
         modality = config.build_modality()
-        rows = load(config.data, modality)
-        _, resumed = open_folder(config)
-        if resumed is not None:
-            modality.load(str(resumed / "modality"))
-        elif note := modality.fit(rows.table, rows.column):
-            print_once(f"data: {note}")
-        objective = config.build_objective(modality, start if resumed is None else None)
-        if resumed is not None:
-            objective.backbone.native = native.Native.load(resumed / "native")
-        device = engine.start(config.run)
-        loop = Loop(config, objective, rows, device, resumed)
-        return loop.train()
+        rows = team.each(lambda: load(config.data, modality), turns=True)
+
+        def prepare(to: str) -> None:
+            if origin is not None:
+                modality.load(os.path.join(origin["folder"], "modality"))
+            elif note := modality.fit(rows.table, rows.column):
+                print_once(f"data: {note}")
+            if team.count > 1:
+                modality.save(to)
+
+        with team.files(prepare) as prepared:
+            if not team.is_first:
+                modality.load(prepared)
+        objective = team.each(lambda: config.build_objective(modality, start if origin is None else None))
+        if origin is not None and team.is_first:  # who writes checkpoints
+            objective.backbone.native = native.Native.load(Path(origin["folder"]) / "native")
+        return Loop(config, objective, rows, device, team, origin, folder, signals).train()
 
 
 def show(config: Config | dict[str, Any] | str | os.PathLike) -> None:
@@ -72,16 +92,28 @@ def main(argv: list[str] | None = None) -> None:
     config = from_command_line(argv)
     try:
         with one_line_exit("train.py"):
+            announce(os.environ)
             show(config) if "--show" in argv else pretrain(config)
     except KeyboardInterrupt:
-        sys.exit("train.py: interrupted; the same command continues from the newest checkpoint")
+        if os.environ.get("RANK", "0") == "0":
+            there = any(Path(config.run.output_dir).glob("checkpoint-*"))
+            then = "continues from the newest checkpoint" if there else "starts anew: nothing was saved yet"
+            print(f"train.py: interrupted; the same command {then}", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
-    with printed_once():
-        main()
+    code: Any = 0
+    try:
+        with printed_once():
+            main()
+    except SystemExit as ended:
+        code = ended.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
     # All is written and closed. The interpreter's teardown is left out: a thread of gloo's that still lets go of a
     # tensor needs the interpreter, finds it gone, and aborts a run that has succeeded.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code or 0)

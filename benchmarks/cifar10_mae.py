@@ -180,7 +180,7 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
 
     from objectives import masking
     from training.command_line import read
-    from training.engine import learning_rate, parameter_groups
+    from training.engine import learning_rate, parameter_groups, warmup_of
     from training.loader import Order, Samples, held_out, loader
     from training.sources import load
 
@@ -221,7 +221,7 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(run, RATE, step, run.max_steps)
+            group["lr"] = learning_rate(RATE, warmup_of(run, run.max_steps), step, run.max_steps)
         optimizer.step()
         optimizer.zero_grad()
         if step % 500 == 0:

@@ -42,6 +42,8 @@ class Objective(nn.Module):
     """
 
     extras: ClassVar[tuple[str, ...]] = ()
+    # True if a sample's loss depends on the others of its global micro-batch, so that accumulation changes the loss.
+    compares: bool = False
 
     def __init__(self, backbone: Backbone, views: tuple[ViewSpec, ...]):
         super().__init__()

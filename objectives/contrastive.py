@@ -23,6 +23,8 @@ class SimCLR(Objective):
         scale: smallest and largest fraction of a sample that a view keeps.
     """
 
+    compares = True
+
     def __init__(
         self,
         backbone: Backbone,

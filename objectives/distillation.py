@@ -34,6 +34,7 @@ class BYOL(Objective):
         super().__init__(backbone, tuple(ViewSpec(scale=scale, strength="strong", index=i) for i in range(2)))
         if not half_life > 0:
             raise ValueError(f"objective.half_life {half_life} is not above 0; try 5000")
+        self.compares = head.norm == "batch"
         self.projector = MLPHead(backbone.pooled_width, head)
         self.predictor = MLPHead(head.out, replace(head, layers=2))
         self.teacher = Teacher(backbone, self.projector, half_life=half_life)

@@ -93,6 +93,15 @@ def run_rank(file: str, function: str, arguments: dict, folder: str, rank: int, 
         torch.distributed.destroy_process_group()
 
 
+def weights(engine) -> dict[str, torch.Tensor]:
+    """All parameters and buffers, whole, on every rank (`Engine.tensors` keeps them on the first)."""
+    held = {}
+    for name, parameter in engine.module.named_parameters():
+        with engine.whole(parameter):
+            held[name] = parameter.detach().cpu().clone()
+    return held | {name: buffer.detach().cpu().clone() for name, buffer in engine.module.named_buffers()}
+
+
 def cells(name: str, count: int = 40) -> tuple[list, str]:
     """Tiny samples of a modality, as cells of a column, and the `datasets` feature of that column."""
     random = np.random.default_rng(0)

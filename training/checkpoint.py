@@ -3,6 +3,7 @@
     checkpoint-500/
         model.safetensors      all parameters and buffers of the objective (teacher, queue, ...) in float32, by name
         optimizer.safetensors  moments, as `moment/name`
+        monitor.safetensors    the latest features, of which the figures of collapse are made
         state.json             step, data position, counts
         config.yaml            the run's configuration
         modality/              processor or tokenizer
@@ -10,29 +11,81 @@
         manifest.json          size and SHA-256 of each of these
 
 It is written aside, synced, and renamed last, so that a folder of that name is whole unless the disk damaged it; then
-it is refused by name and the one before is used. Nothing is pickled.
+it is refused by name and the one before is used. Only the first rank writes and reads it. Nothing is pickled.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import yaml
 from torch import Tensor
 
-from training.settings import plain
+from training.errors import UserError, one_line
+from training.ranks import Team
 
 PREFIX = "checkpoint-"
 NEEDED = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
 
 
+class Writer:
+    """Writes checkpoints on a thread, one at a time, while training goes on."""
+
+    def __init__(self):
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future | None = None
+
+    def __call__(self, work: Callable[..., Any], *arguments: Any) -> None:
+        self.wait()
+        self.pending = self.thread.submit(work, *arguments)
+
+    def wait(self) -> None:
+        """Until all is written; raises what went wrong."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        self.thread.shutdown()
+
+
 def write(
-    run_folder: Path, step: int, weights, moments, state: dict[str, Any], config: dict[str, Any], modality, native=None
+    run_folder: Path,
+    step: int,
+    weights,
+    moments,
+    state: dict[str, Any],
+    config: dict[str, Any],
+    modality,
+    native=None,
+    features: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Save one checkpoint; returns its folder."""
+    """Save one checkpoint; returns its folder.
+
+    Raises:
+        UserError: if the disk is full, say; nothing half-written stays.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return _write(run_folder, step, weights, moments, state, config, modality, native, features or {})
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(run_folder / f".{PREFIX}{step}.partial", ignore_errors=True)
+        last = [f.name for f in folders(run_folder) if f.name != f"{PREFIX}{step}"][:1]
+        raise UserError(
+            f"{run_folder / PREFIX}{step} cannot be written ({one_line(error)}); make room or mend the disk, and the "
+            f"same command continues from {last[0] if last else 'the start'}"
+        ) from error
+
+
+def _write(run_folder: Path, step: int, weights, moments, state, config, modality, native, features) -> Path:
     from safetensors.torch import save_file
 
     aside = run_folder / f".{PREFIX}{step}.partial"
@@ -40,8 +93,9 @@ def write(
     (aside / "modality").mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in weights.items()}, aside / "model.safetensors")
     save_file({k: v.contiguous() for k, v in moments.items()}, aside / "optimizer.safetensors")
+    save_file({k: v.contiguous() for k, v in features.items()}, aside / "monitor.safetensors")
     (aside / "state.json").write_text(json.dumps(state, indent=1))
-    (aside / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    (aside / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     modality.save(str(aside / "modality"))
     if native is not None:
         native.save(aside / "native")
@@ -57,9 +111,14 @@ def write(
     return folder
 
 
-def prune(run_folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what a kill left half-written."""
-    for folder in folders(run_folder)[keep:]:
+def prune(run_folder: Path, keep: int, written: int) -> None:
+    """Delete all but `keep` checkpoints, the one just written and those before it, and what a kill left half-written.
+
+    Those of higher numbers are damaged, since the run came here from an earlier one.
+    """
+    earlier = [folder for folder in folders(run_folder) if number(folder) < written]
+    later = [folder for folder in folders(run_folder) if number(folder) > written]
+    for folder in earlier[keep - 1 :] + later:
         shutil.rmtree(folder, ignore_errors=True)
     for partial in run_folder.glob(f".{PREFIX}*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
@@ -68,16 +127,31 @@ def prune(run_folder: Path, keep: int) -> None:
 def folders(run_folder: Path) -> list[Path]:
     """Checkpoints, newest first, whole or not."""
     found = [p for p in run_folder.glob(f"{PREFIX}*") if p.is_dir() and p.name[len(PREFIX) :].isdigit()]
-    return sorted(found, key=lambda p: -int(p.name[len(PREFIX) :]))
+    return sorted(found, key=number, reverse=True)
+
+
+def number(folder: Path) -> int:
+    return int(folder.name[len(PREFIX) :])
 
 
 def newest(run_folder: Path, say=print) -> Path | None:
-    """The newest whole checkpoint; damaged ones are named."""
+    """The newest whole checkpoint; damaged ones are named. None if there is none at all.
+
+    Raises:
+        UserError: if all are damaged.
+    """
+    faults = []
     for folder in folders(run_folder):
         fault = damage(folder)
         if fault is None:
             return folder
+        faults.append(f"{folder.name}: {fault}")
         say(f"{folder} is damaged ({fault}); looking for the one before")
+    if faults:
+        raise UserError(
+            f"{run_folder}: all checkpoints are damaged ({'; '.join(faults)}); put one back from a copy, or start "
+            "again in another output_dir"
+        )
     return None
 
 
@@ -100,12 +174,64 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def origin(folder: Path) -> dict[str, Any]:
+    """Where a run continues: the checkpoint's state, and the micro-batches a step of its configuration."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    return {
+        "folder": str(folder),
+        "state": json.loads((folder / "state.json").read_text()),
+        "accumulation": config["gradient_accumulation_steps"],
+    }
+
+
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """Weights, moments and state of a whole checkpoint."""
     from safetensors.torch import load_file
 
     state = json.loads((folder / "state.json").read_text())
     return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state
+
+
+class Shared(Mapping):
+    """Tensors of a checkpoint, which the first rank reads and all get, one at a time.
+
+    Asking for one is a matter of all ranks, in one order; its file need be nowhere else.
+    """
+
+    def __init__(self, file: Path, team: Team, device: torch.device):
+        from safetensors import safe_open
+
+        self.team, self.device = team, device
+        self.file = safe_open(file, "pt") if team.is_first else None
+
+        def table() -> dict[str, Any]:
+            found = {name: self.file.get_slice(name) for name in self.file.keys()}  # noqa: SIM118
+            return {name: [part.get_shape(), part.get_dtype()] for name, part in found.items()}
+
+        self.table = team.first(table)
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self.file.get_tensor(name) if self.file is not None else None
+        if self.team.count == 1:
+            return value.clone()  # not a part of the file, which may be deleted
+        shape, dtype = self.table[name]
+        if value is None:
+            value = torch.empty(shape, dtype=DTYPES[dtype], device=self.device)
+        value = value.to(self.device).contiguous()
+        dist.broadcast(value.view(torch.uint8) if value.dtype == torch.bool else value, 0)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+# By safetensors' names.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+DTYPES |= {"BOOL": torch.bool}
 
 
 def write_aside(file: Path, text: str) -> None:

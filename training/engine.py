@@ -2,14 +2,17 @@
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import logging
 import math
 import os
-import socket
+from collections.abc import Mapping
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -31,12 +34,8 @@ def start(run: Run) -> torch.device:
     if device.type == "cpu":
         keep_memory()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    if "RANK" not in os.environ:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    backend, alone = "nccl" if device.type == "cuda" else "gloo", "RANK" not in os.environ
+    if alone:
         if device.type == "cuda" and torch.cuda.device_count() > 1:
             count = torch.cuda.device_count()
             print(f"{count} GPUs are visible, 1 is used; for all: torchrun --nproc_per_node {count} train.py ...")
@@ -47,8 +46,11 @@ def start(run: Run) -> torch.device:
     # No op is probed, with a compiler and its complaints, or built. On a CPU shm_comm would be, at the first start: no
     # compiler, no start, and a kill during the build leaves a lock on which the next start hangs.
     deepspeed.ops.__compatible_ops__ = {}
-    if not dist.is_initialized():
-        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
+    if alone and not dist.is_initialized():
+        # No port, which another process could take, and nothing in the environment that a later one would find.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False)
     return device
 
 
@@ -200,9 +202,13 @@ def optimizer(run: Run, module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=run.adam_epsilon, fused=True)
 
 
-def learning_rate(run: Run, peak: float, step: int, steps: int) -> float:
+def warmup_of(run: Run, steps: int) -> float:
+    """Steps of warm-up in a run of so many."""
+    return run.warmup_steps if run.warmup_steps >= 1 else math.ceil(run.warmup_steps * steps)
+
+
+def learning_rate(peak: float, warmup: float, step: int, steps: int) -> float:
     """Linear warm-up, then a cosine to 0."""
-    warmup = run.warmup_steps if run.warmup_steps >= 1 else math.ceil(run.warmup_steps * steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
@@ -225,7 +231,9 @@ class Engine:
         if run.compile:
             module.compile()  # shapes that vary (packed text) become dynamic at the second one
         self.trainable = [p for p in module.parameters() if p.requires_grad]
-        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer(run, module), config=config)
+        # It asks for the variable even of a process that is alone.
+        with mock.patch.dict(os.environ, {"LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}):
+            self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer(run, module), config=config)
         # One process has nobody to reduce with: flattening its gradients and copying them back would be for nothing.
         self.engine.enable_backward_allreduce = self.ranks > 1 or self.stage > 0
         self.module = module
@@ -307,13 +315,6 @@ class Engine:
         dist.all_gather(list(whole.unbind()), values.contiguous())
         return whole.flatten(0, 1)
 
-    def share(self, value: Any) -> list[Any]:
-        """Plain data of all ranks. It travels as JSON: the objects of `torch.distributed` are pickles."""
-        text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
-        lengths = self.gather(torch.tensor([len(text)], device=self.device)).tolist()
-        parts = self.gather(nn.functional.pad(text, (0, max(lengths) - len(text)))).cpu().view(self.ranks, -1)
-        return [json.loads(bytes(part[:n].tolist())) for part, n in zip(parts, lengths, strict=True)]
-
     def mean(self, value: torch.Tensor) -> float:
         value = value.detach().float().clone()
         dist.all_reduce(value)
@@ -336,33 +337,53 @@ class Engine:
 
     # What a checkpoint holds: full float32 tensors by name, whatever the stage and the number of ranks.
 
-    def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Parameters with buffers, and optimizer moments by `moment/name`; on the CPU. All ranks take part."""
+    def tensors(self, applied: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Parameters with buffers, and optimizer moments by `moment/name`; on the CPU of the first rank. All take part.
+
+        Before the first applied step there are no moments.
+        """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        self._link_moments()
         weights, moments = {}, {}
+
+        def keep(store: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
+            if self.rank == 0:
+                store[name] = value.detach().to("cpu", copy=True)
+
+        if applied:
+            self._link_moments()
         for name, parameter in self.module.named_parameters():
             if self.stage and parameter.requires_grad:
-                weights[name] = safe_get_full_fp32_param(parameter).cpu()
+                keep(weights, name, safe_get_full_fp32_param(parameter))
             else:
                 with self.whole(parameter):
-                    weights[name] = parameter.detach().cpu().clone()
-            if not parameter.requires_grad:
+                    keep(weights, name, parameter)
+            if not parameter.requires_grad or not applied:
                 continue
             for moment in self.moments:
                 if self.stage:
                     value = safe_get_full_optimizer_state(parameter, moment)
                 else:
                     value = self.base_optimizer.state.get(parameter, {}).get(moment)
-                if value is not None:
-                    moments[f"{moment}/{name}"] = value.detach().cpu().view(weights[name].shape).clone()
+                if value is not None:  # at stage 3 the parameter's own shape is that of nothing
+                    keep(moments, f"{moment}/{name}", value.view(getattr(parameter, "ds_shape", parameter.shape)))
         for name, buffer in self.module.named_buffers():
-            weights[name] = buffer.detach().cpu().clone()
+            keep(weights, name, buffer)
         return weights, moments
 
-    def load(self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], applied: int) -> None:
-        """Take back what `tensors` gave. At stages 1 to 3, moments must exist: see `dry_step`."""
+    def digest(self) -> str:
+        """A hash of all parameters and buffers, which must be the same on every rank. All ranks take part."""
+        state = hashlib.sha256()
+        for name, tensor in chain(self.module.named_parameters(), self.module.named_buffers()):
+            whole = self.whole(tensor) if isinstance(tensor, nn.Parameter) else nullcontext()
+            with whole:
+                content = tensor.detach().to("cpu", copy=True).contiguous().flatten().view(torch.uint8)
+            state.update(name.encode())
+            state.update(content.numpy())
+        return state.hexdigest()
+
+    def load(self, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor], applied: int) -> None:
+        """Take back what `tensors` gave. At stages 1 to 3, moments must exist: see `dry_step`. All ranks take part."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         self._link_moments()
@@ -380,9 +401,12 @@ class Engine:
                 if self.stage:
                     safe_set_full_fp32_param(parameter, value)
                 for moment in self.moments:
-                    if f"{moment}/{name}" not in moments:
+                    if f"{moment}/{name}" in moments:
+                        held = moments[f"{moment}/{name}"].to(self.device)
+                    elif self.stage:  # those of the dry step
+                        held = torch.zeros_like(value)
+                    else:
                         continue
-                    held = moments[f"{moment}/{name}"].to(self.device)
                     if self.stage:
                         safe_set_full_optimizer_state(parameter, held, moment)
                     else:

@@ -23,6 +23,10 @@ class UserError(ValueError):
     """A mistake of the user's: one line that names the thing and the way out, and no traceback."""
 
 
+class Told(UserError):
+    """What another rank has said."""
+
+
 def explain(error: BaseException) -> str | None:
     """One line for what can go wrong outside of this program; None for a fault of its own.
 
@@ -41,6 +45,8 @@ def explain(error: BaseException) -> str | None:
             "out of memory; lower per_device_train_batch_size and raise gradient_accumulation_steps: "
             f"{one_line(text)[:150]}"
         )
+    if re.search("Connection (closed|reset) by peer|Broken pipe", text):
+        return "another rank has ended, and so does this one"
     if isinstance(error, ImportError):
         return f"{one_line(text)}; install it, or mend the installation"
     if "DataLoader worker" in text and "killed" in text:
@@ -78,6 +84,8 @@ def one_line_exit(program: str) -> Iterator[None]:
     try:
         with explained():
             yield
+    except Told:
+        raise SystemExit(1) from None
     except UserError as error:
         if os.environ.get("TRIPTYCH_TRACEBACK"):
             traceback.print_exc()

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from modalities import BadSample, Modality, ViewSpec
 from modalities.hashing import mix, uniform
 from training.errors import UserError
+from training.signals import deaf
 
 OTHER, MIXED = 0x07E4, 100  # keeps the other sample apart from what else a seed is used for; how many are tried
 
@@ -130,3 +131,9 @@ def loader(samples: Samples, batches, workers: int, device: torch.device) -> Dat
         prefetch_factor=4 if workers else None,
         persistent_workers=False,
     )
+
+
+def begin(batches: DataLoader) -> Iterator[dict[str, Any]]:
+    """Start a loader's workers, deaf to the signals that ask the run to stop: it still needs them then."""
+    with deaf():
+        return iter(batches)

@@ -4,10 +4,14 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+import uuid
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +37,38 @@ class Log:
 
     def __init__(self, folder: Path, run: Run, steps: int, first: int, silent: bool = False):
         self.folder, self.steps, self.silent = folder, steps, silent
-        self.trackers: list[Any] = []
+        self.trackers: list[Any] = []  # with write, flush, close
         self.began, self.first, self.said = time.perf_counter(), first, 0.0
         if silent:
             return
         file = folder / "metrics.jsonl"
-        if file.exists():  # a continued run writes again what came after its checkpoint
-            lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            write_aside(file, "".join(line for line in lines if json.loads(line)["step"] <= first))
+        # A continued run writes again what came after its checkpoint.
+        before = [figures for figures in read_metrics(file) if figures["step"] <= first]
+        if file.exists():
+            write_aside(file, "".join(json.dumps(figures) + "\n" for figures in before))
         self.file = open(file, "a")  # noqa: SIM115
         name = run.run_name or folder.name
         for tracker in run.trackers:
-            self.trackers.append(TRACKERS[tracker](folder, name))
+            self.trackers.append(TRACKERS[tracker](folder, name, before))
         self.bar = _bar(steps, first) if sys.stderr.isatty() else None
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
         if self.silent:
             return
-        self.file.write(json.dumps({"step": step} | figures) + "\n")
+        figures = {"step": step, "time": round(time.time(), 3)} | figures
+        self.file.write(json.dumps(figures) + "\n")
         self.file.flush()
-        for track in self.trackers:
-            track(step, {k: v for k, v in figures.items() if isinstance(v, (int, float)) and math.isfinite(v)})
+        for tracker in self.trackers:
+            tracker.write(figures)
+
+    def flush(self) -> None:
+        """Before a checkpoint gets its name, all up to it is on the disk: a run that goes on from it says no more."""
+        if self.silent:
+            return
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        for tracker in self.trackers:
+            tracker.flush()
 
     def progress(self, step: int, loss: float, rate: float, speed: float) -> None:
         """Move the bar; without a terminal, print a line every ten seconds."""
@@ -88,8 +103,29 @@ class Log:
         if self.bar is not None:
             self.bar.stop()
         self.file.close()
-        for track in self.trackers:
-            track(None, {})
+        for tracker in self.trackers:
+            tracker.close()
+
+
+class Pace:
+    """Samples a second, and the part of the time that was spent waiting for data, since it was started again."""
+
+    def __init__(self, step: int, batch: int):
+        self.batch = batch
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self.since, self.began, self.waited = step, time.perf_counter(), 0.0
+
+    @contextmanager
+    def waiting(self):
+        asked = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - asked
+
+    def __call__(self, step: int) -> tuple[float, float]:
+        passed = time.perf_counter() - self.began
+        return (step - self.since) * self.batch / passed, self.waited / passed
 
 
 def _bar(steps: int, first: int):
@@ -103,37 +139,79 @@ def _bar(steps: int, first: int):
     return bar
 
 
-def _tensorboard(folder: Path, name: str):
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def track(step, figures):
-        for key, value in figures.items():
-            writer.add_scalar(f"train/{key}" if not key.startswith("eval_") else f"eval/{key[5:]}", value, step)
-        if step is None:
-            writer.close()
-
-    return track
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, without those that a crash or another program has spoilt."""
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    return [figures for line in lines if (figures := _figures(line)) is not None]
 
 
-def _run_based(package: str):
-    def make(folder: Path, name: str):
-        tracker = importlib.import_module(package)
-        run = tracker.init(project="triptych", name=name, **({"dir": str(folder)} if package == "wandb" else {}))
-
-        def track(step, figures):
-            if step is None:
-                tracker.finish()
-            else:
-                run.log(figures, step=step)
-
-        return track
-
-    return make
+def _figures(line: bytes) -> dict[str, Any] | None:
+    try:
+        figures = json.loads(line)
+    except ValueError:
+        return None
+    return figures if isinstance(figures, dict) and isinstance(figures.get("step"), int) else None
 
 
-TRACKERS = {"tensorboard": _tensorboard, "wandb": _run_based("wandb"), "trackio": _run_based("trackio")}
+def _finite(figures: dict[str, Any]) -> dict[str, float]:
+    left = {k: v for k, v in figures.items() if k not in ("step", "time")}
+    return {k: v for k, v in left.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+
+
+class TensorBoard:
+    """Its files follow from `metrics.jsonl`: a continued run writes them anew, so no point is there twice."""
+
+    def __init__(self, folder: Path, name: str, before: list[dict[str, Any]]):
+        from torch.utils.tensorboard import SummaryWriter
+
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        for figures in before:
+            self.write(figures)
+
+    def write(self, figures: dict[str, Any]) -> None:
+        for key, value in _finite(figures).items():
+            tag = f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"
+            self.writer.add_scalar(tag, value, figures["step"], walltime=figures.get("time"))
+
+    def flush(self) -> None:
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class RunBased:
+    """wandb, and trackio, which has its functions. A continued run is the same run there, too."""
+
+    def __init__(self, package: str, name: str, **options: Any):
+        self.tracker = importlib.import_module(package)
+        project = os.environ.get(f"{package.upper()}_PROJECT", "triptych")
+        self.run = self.tracker.init(project=project, name=name, **options)
+
+    def write(self, figures: dict[str, Any]) -> None:
+        self.run.log(_finite(figures), step=figures["step"])
+
+    def flush(self) -> None:
+        """They send on their own."""
+
+    def close(self) -> None:
+        self.tracker.finish()
+
+
+def _wandb(folder: Path, name: str, before: list[dict[str, Any]]) -> RunBased:
+    file = folder / "wandb_id.txt"
+    if not file.exists():
+        write_aside(file, os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12])
+    return RunBased("wandb", name, dir=str(folder), id=file.read_text().strip(), resume="allow")
+
+
+def _trackio(folder: Path, name: str, before: list[dict[str, Any]]) -> RunBased:
+    # It knows runs by name alone: a new one must not continue another folder's.
+    return RunBased("trackio", name, resume="allow" if before else "never")
+
+
+TRACKERS = {"tensorboard": TensorBoard, "wandb": _wandb, "trackio": _trackio}
 
 
 def check(run: Run) -> None:
@@ -152,12 +230,16 @@ def environment(data: dict[str, Any]) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     root = Path(__file__).parents[1]
-    git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = git.stdout.strip() or None
+    except OSError:  # a machine without git
+        commit = None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": commit,
         "command": sys.argv,
         "data": data,
     }

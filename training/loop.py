@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,48 +11,25 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import yaml
 
 from modalities.hashing import mix
 from objectives import Objective, Progress
 from training import checkpoint
-from training.engine import Engine, global_batch, learning_rate, ranks_here, workers
+from training.bad_samples import BadSamples
+from training.engine import Agreement, Engine, global_batch, learning_rate, ranks_here, warmup_of, workers
 from training.errors import UserError
-from training.loader import Order, Samples, held_out, loader
-from training.log import Log, environment
+from training.loader import Order, Samples, begin, held_out, loader
+from training.log import Log, Pace, environment
 from training.monitor import Monitor
-from training.settings import Config, differences
-from training.sources import Rows, fingerprint, print_once
+from training.ranks import Team
+from training.run_folder import RunFolder
+from training.settings import Config
+from training.signals import Signals
+from training.sources import Rows, fingerprint
 
 TIMED = 3  # steps after which it is said how long the rest takes; the first of them is not typical
 EVAL_SEED = 0xE7A1  # the held-out part has the same views and masks every time
-
-
-def open_folder(config: Config) -> tuple[Path, Path | None]:
-    """The run's folder, and the checkpoint to continue from. Refuses a folder of anything else; makes none yet."""
-    folder = Path(config.run.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir {folder} is a file; choose a folder")
-    if not folder.exists() or all(f.name.endswith(".partial") for f in folder.iterdir()):
-        return folder, None
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"output_dir {folder} holds other files; choose an empty or a new one")
-    old = yaml.safe_load((folder / "config.yaml").read_text())
-    changed = differences(old, config.stored())
-    before, now = str(old.get("data", {}).get("name")), str(config.data.name)
-    if before != now and not changed:
-        print_once(f"data {now} takes the place of {before}: the run continues if the content is the same")
-    if changed:
-        way = (
-            "or give the same settings to continue it"
-            if checkpoint.folders(folder)
-            else "or delete it: it has no checkpoint yet"
-        )
-        raise UserError(
-            f"output_dir {folder} holds a run with other settings ({', '.join(changed)}); choose another folder, {way}"
-        )
-    return folder, checkpoint.newest(folder, print if int(os.environ.get("RANK", 0)) == 0 else lambda _: None)
 
 
 def total_steps(config: Config, order: Order) -> int:
@@ -62,33 +39,49 @@ def total_steps(config: Config, order: Order) -> int:
 
 
 class Loop:
-    """One run. `train` runs it to its end, from the newest checkpoint if there is one."""
+    """One run. `train` runs it to its end, from the checkpoint `origin` if there is one (`checkpoint.origin`)."""
 
     def __init__(
-        self, config: Config, objective: Objective, rows: Rows, device: torch.device, start: Path | None = None
+        self,
+        config: Config,
+        objective: Objective,
+        rows: Rows,
+        device: torch.device,
+        team: Team | None = None,
+        origin: dict[str, Any] | None = None,
+        folder: RunFolder | None = None,
+        signals: Signals | None = None,
     ):
         run = self.run = config.run
-        self.config, self.rows, self.device = config, rows, device
+        self.config, self.rows, self.device, self.origin = config, rows, device, origin
+        self.team, self.held, self.signals = team or Team(), folder, signals or Signals()
         self.modality = objective.backbone.modality
-        ranks = dist.get_world_size()
-        self.folder, self.start = Path(run.output_dir), start
+        self.folder = Path(run.output_dir)
 
         training, evaluation = held_out(len(rows), config.data.eval_fraction)
-        (self.table, self.numbers), (self.eval_table, self.eval_numbers) = map(self._samples, (training, evaluation))
+        # Documents are cut once, by the first rank; the others find that in the cache.
+        parts = self.team.each(lambda: [self._samples(part) for part in (training, evaluation)], turns=True)
+        (self.table, self.numbers), (self.eval_table, self.eval_numbers) = parts
         limit = config.data.max_bad if config.data.max_bad is not None else max(10, len(rows) // 100)
-        self.max_bad = limit
-        self.batch = global_batch(run, ranks)
+        self.bad = BadSamples(self.folder, limit, self.team)
+        self.batch = global_batch(run, self.team.count)
         self.order = Order(len(self.table), self.batch, run.seed)
         self.steps = total_steps(config, self.order)
+        self.warmup = warmup_of(run, self.steps)
         base = run.base_learning_rate
         self.peak = run.learning_rate if base is None else base * self.batch / 256
         self.fingerprint = fingerprint(rows)
+        self.team.agree({"data": self.fingerprint, "samples": len(self.table)}, "give all ranks the same data")
+        self.compares = objective.compares
+        if origin is not None:
+            self.team.first(lambda: self._check(origin))
         self.engine = Engine(objective, run, device)
         self.objective = objective
-        self.step = self.applied = self.failed = 0
+        self.monitor = Monitor(self.steps, self.team.count)
+        self.step = self.applied = self.failed = self.saved = 0
         self.unjudged: list[tuple[torch.Tensor, torch.Tensor]] = []  # (applied, norm) of steps that were not read yet
-        self.bad: dict[int, tuple[str, str]] = {}  # known to all ranks
-        self.new: dict[int, tuple[str, str]] = {}  # found on this rank since
+        self.saved_at = time.monotonic()
+        self.writer = checkpoint.Writer()
 
     def _samples(self, index):
         """Samples of those rows, and the number of each sample's row in the data."""
@@ -98,13 +91,9 @@ class Loop:
         numbers = index[np.asarray(table["source_row"])] if "source_row" in table.column_names else index
         return table.select_columns([self.rows.column]), numbers
 
-    @property
-    def first_rank(self) -> bool:
-        return self.engine.rank == 0
-
     def _loader(self, table, batches, seed: int, workers: int):
         numbers = self.eval_numbers if table is self.eval_table else self.numbers
-        samples = Samples(table, self.rows.column, self.modality, self.objective.views, seed, self.max_bad, numbers)
+        samples = Samples(table, self.rows.column, self.modality, self.objective.views, seed, self.bad.limit, numbers)
         return loader(samples, batches, workers, self.device)
 
     def _prepare(self, views) -> list[dict[str, torch.Tensor]]:
@@ -114,50 +103,44 @@ class Loop:
     def train(self) -> dict[str, Any]:
         """Train to the last step; returns the last figures."""
         run = self.run
-        if self.start is not None:
-            self._resume(self.start)
+        if self.origin is not None:
+            self._resume(self.origin)
         if self.step >= self.steps:
-            if self.first_rank:
+            if self.team.is_first:
                 print(f"{self.folder} is finished: {self.step} steps; nothing to do")
             return {}
-        self._open()
-        monitor, figures = Monitor(self.steps, self.engine.ranks), {}
-        self.log = Log(self.folder, run, self.steps, self.step, silent=not self.first_rank)
-        rate_note = f"= {run.base_learning_rate} × {self.batch} / 256 " if run.base_learning_rate else ""
-        samples = len(self.table) + len(self.eval_table)
-        cut = f"; {len(self.rows):,} rows were cut into these" if samples != len(self.rows) else ""
-        if empty := len(self.rows) - len(np.union1d(self.numbers, self.eval_numbers)):
-            cut += f", {empty:,} of them hold nothing"
-        self.log.say(
-            f"{self.steps:,} steps of {self.batch} samples on {self.engine.ranks} rank(s), ZeRO-{self.engine.stage}; "
-            f"learning rate {self.peak:.3g} {rate_note}; {len(self.table):,} samples to train on, "
-            f"{len(self.eval_table):,} held out{cut}"
-        )
+        if self.team.count > 1:
+            way = "give all ranks the same files, on a shared disk or copied to all machines"
+            self.team.agree({"weights": self.engine.digest(), "step": self.step}, way)
+        self.team.first(self._open)
+        figures: dict[str, Any] = {}
+        self.log = Log(self.folder, run, self.steps, self.step, silent=not self.team.is_first)
+        self.log.say(self._opening())
         self.log.say(self.engine.describe())
         batches = self.order.micro_batches(
-            self.step, self.steps, run.gradient_accumulation_steps, self.engine.rank, self.engine.ranks
+            self.step, self.steps, run.gradient_accumulation_steps, self.team.rank, self.team.count
         )
-        feed = iter(self._loader(self.table, batches, run.seed, workers(run)))
+        feed = begin(self._loader(self.table, batches, run.seed, workers(run)))
         self.objective.train()
         # A step's batches are taken over from the workers while the step before is computed.
         ahead = ThreadPoolExecutor(1)
         coming = ahead.submit(take, feed, run.gradient_accumulation_steps)
-        clock, waited, since = time.perf_counter(), 0.0, self.step
-        begun, second, advised = self.step, clock, False
+        agree, pace = Agreement(), Pace(self.step, self.batch)
+        self.signals.loop()
+        begun, second, advised = self.step, time.perf_counter(), False
         try:
             while self.step < self.steps:
-                asked = time.perf_counter()
                 try:
-                    micro = coming.result()
+                    with pace.waiting():
+                        micro = coming.result()
                     coming = ahead.submit(take, feed, run.gradient_accumulation_steps)
                 except UserError as error:  # a worker's comes with its traceback
                     raise UserError(str(error).rpartition("UserError: ")[2]) from None
-                waited += time.perf_counter() - asked
                 for part in micro:
-                    self.new |= part["bad"]
-                if self.engine.ranks == 1 or self.step % run.logging_steps == 0:
-                    self._note_bad()
-                loss, rate = self._step(micro, monitor)
+                    self.bad.new |= part["bad"]
+                if self.team.count == 1 or self.step % run.logging_steps == 0:
+                    self.bad.share()
+                loss, rate = self._step(micro, self.monitor)
                 if self.step == begun + TIMED:
                     self.log.say(self._to_come((time.perf_counter() - second) / (TIMED - 1)))
                 elif self.step == begun + 1:
@@ -165,8 +148,7 @@ class Loop:
                 last = self.step == self.steps
                 evaluating = last or run.eval_steps and self.step % run.eval_steps == 0
                 if self.step % run.logging_steps == 0 or evaluating:
-                    now = time.perf_counter()
-                    speed = (self.step - since) * self.batch / (now - clock)
+                    speed, wait = pace(self.step)
                     figures = {
                         "epoch": self.step / self.order.steps_an_epoch,
                         "loss": self.engine.mean(loss),
@@ -174,34 +156,66 @@ class Loop:
                         "grad_norm": self._judge(),
                         "samples": self.step * self.batch,
                         "samples_per_second": speed,
-                        "data_wait": waited / (now - clock),
+                        "data_wait": wait,
                     }
-                    if monitor.due(self.step, run.logging_steps):
-                        features = self.engine.gather(monitor.features())
-                        figures |= monitor.figures(self.step, features) if self.first_rank else {}
+                    if self.monitor.due(self.step, run.logging_steps):
+                        features = self.engine.gather(self.monitor.features())
+                        figures |= self.monitor.figures(self.step, features) if self.team.is_first else {}
                     if evaluating:
                         figures |= self.evaluate()
                     self.log.write(self.step, figures)
                     self.log.progress(self.step, figures["loss"], rate, speed)
-                    if alarm := monitor.alarm():
+                    if alarm := self.monitor.alarm():
                         self.log.say(alarm)
-                    if figures["data_wait"] > 0.1 and since > begun and not advised:
+                    if figures["data_wait"] > 0.1 and pace.since > begun and not advised:
                         advised = True
                         self.log.say(self._advice(figures["data_wait"]))
-                    clock, waited, since = time.perf_counter(), 0.0, self.step
-                if self.step == self.steps or run.save_steps and self.step % run.save_steps == 0:
+                    pace.restart(self.step)
+                stop, due = agree(self.signals.caught is not None, self._is_due())
+                if last or stop or due or run.save_steps and self.step % run.save_steps == 0:
                     self.save()
-            self.log.say(f"verdict: {monitor.verdict()}")
+                if stop and not last:
+                    self._stop(agree)
+            agree.last()
+            self.team.first(self.writer.wait)
+            self.log.say(f"verdict: {self.monitor.verdict()}")
             self.log.say(f"{self.folder}: {self.steps:,} steps done, {len(self.bad)} unusable samples replaced")
             self.log.say(f"next: python probe.py {self.folder}; python export.py {self.folder} --to exported")
         finally:
             ahead.shutdown()
+            self.writer.close()
             self.log.close()
-        return self.engine.share(figures | {"verdict": monitor.verdict()})[0]
+        return self.team.gather(figures | {"verdict": self.monitor.verdict()})[0]
+
+    def _opening(self) -> str:
+        run = self.run
+        rate_note = f"= {run.base_learning_rate} × {self.batch} / 256 " if run.base_learning_rate else ""
+        samples = len(self.table) + len(self.eval_table)
+        cut = f"; {len(self.rows):,} rows were cut into these" if samples != len(self.rows) else ""
+        if empty := len(self.rows) - len(np.union1d(self.numbers, self.eval_numbers)):
+            cut += f", {empty:,} of them hold nothing"
+        return (
+            f"{self.steps:,} steps of {self.batch} samples on {self.team.count} rank(s), ZeRO-{self.engine.stage}; "
+            f"learning rate {self.peak:.3g} {rate_note}; {len(self.table):,} samples to train on, "
+            f"{len(self.eval_table):,} held out{cut}"
+        )
+
+    def _is_due(self) -> bool:
+        """Is it time for a checkpoint? By the clock of the first rank."""
+        minutes = self.run.save_minutes
+        return self.team.is_first and 0 < minutes * 60 <= time.monotonic() - self.saved_at
+
+    def _stop(self, agree: Agreement) -> None:
+        agree.last()
+        self.team.first(self.writer.wait)
+        name = self.signals.caught.name if self.signals.caught else "a signal to another rank"
+        self.log.say(f"{name}: saved at step {self.step} of {self.steps}; the same command continues from there")
+        self.signals.caught = self.signals.caught or signal.SIGTERM
+        self.signals.stop()
 
     def _step(self, micro, monitor: Monitor) -> tuple[torch.Tensor, float]:
         """One optimizer step; returns (loss of this rank, learning rate). At stage 0 the host waits for nothing."""
-        rate = learning_rate(self.run, self.peak, self.step, self.steps)
+        rate = learning_rate(self.peak, self.warmup, self.step, self.steps)
         loss, extras = torch.zeros((), device=self.device), []
         for number, batch in enumerate(micro):
             # Whatever draws from torch's own generator (a dropout, say) is the same after a resume.
@@ -249,7 +263,7 @@ class Loop:
             self.log.say(f"step {step}: the gradient is not finite ({norm}); no weight was changed")
             if self.failed == 2:
                 last = checkpoint.folders(self.folder)
-                raise UserError(
+                self.team.refuse(
                     f"steps {step - 1} and {step} were not finite, so training stops; "
                     f"last good checkpoint: {last[0] if last else 'none'}; look at the data, or start in another "
                     "output_dir with a lower learning_rate"
@@ -268,99 +282,122 @@ class Loop:
         losses = []
         with torch.no_grad():
             # A few batches are read sooner than a process is started.
-            for batch in self._loader(self.eval_table, batches, EVAL_SEED, min(workers(self.run), len(batches) // 8)):
+            count = min(workers(self.run), len(batches) // 8)
+            for batch in begin(self._loader(self.eval_table, batches, EVAL_SEED, count)):
                 losses.append(self.engine.forward(self._prepare(batch["views"]))["loss"].float())
-                self.new |= batch["bad"]
+                self.bad.new |= batch["bad"]
         self.objective.train()
         return {"eval_loss": self.engine.mean(torch.stack(losses).mean())}
 
-    def _note_bad(self) -> None:
-        """Make what each rank found known to all, and write it down. All ranks take part."""
-        found = list(self.new.items())
-        if self.engine.ranks > 1:
-            found = [item for part in self.engine.share(found) for item in part]
-        found = {row: tuple(why) for row, why in found if row not in self.bad}
-        self.bad, self.new = self.bad | found, {}
-        if found and self.first_rank:
-            with open(self.folder / "bad_samples.jsonl", "a") as file:
-                file.write(bad_lines(found))
-        if len(self.bad) > self.max_bad:
-            row, (name, reason) = next(iter(self.bad.items()))
-            raise UserError(
-                f"more than {self.max_bad} unusable samples (data.max_bad), such as {name}: {reason}; "
-                f"all are named in {self.folder / 'bad_samples.jsonl'}"
-            )
-
     def _open(self) -> None:
-        if self.first_rank:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            config = yaml.safe_dump(self.config.stored(), sort_keys=False)
-            data = {"name": str(self.config.data.name), "rows": len(self.rows), "fingerprint": self.fingerprint}
-            # The configuration first: a folder with other files but without it is taken for somebody else's.
-            checkpoint.write_aside(self.folder / "config.yaml", config)
-            checkpoint.write_aside(self.folder / "environment.json", json.dumps(environment(data), indent=1))
-            if self.bad or (self.folder / "bad_samples.jsonl").exists():  # without what came after the checkpoint
-                checkpoint.write_aside(self.folder / "bad_samples.jsonl", bad_lines(self.bad))
-        dist.barrier()
+        """Write what a run's folder has from the start. On the first rank."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = yaml.safe_dump(self.config.stored(), sort_keys=False)
+        data = {"name": str(self.config.data.name), "rows": len(self.rows), "fingerprint": self.fingerprint}
+        # The configuration first: a folder with other files but without it is taken for somebody else's.
+        checkpoint.write_aside(self.folder / "config.yaml", config)
+        checkpoint.write_aside(self.folder / "environment.json", json.dumps(environment(data), indent=1))
+        self.bad.rewrite()
 
     def save(self) -> None:
+        """Copy everything to the memory of the first rank, which writes it on a thread. Once a step."""
+        if self.saved == self.step:
+            return
         if self.unjudged:
             self._judge()
-        self._note_bad()
-        weights, moments = self.engine.tensors()
-        if self.first_rank:
-            state = {
-                "step": self.step,
-                "applied": self.applied,
-                "failed": self.failed,
-                "steps": self.steps,
-                "batch": self.batch,
-                "data": self.fingerprint,
-                "bad": {str(row): why for row, why in self.bad.items()},
-            }
-            checkpoint.write(
-                self.folder,
-                self.step,
-                weights,
-                moments,
-                state,
-                self.config.stored(),
-                self.modality,
-                self.objective.backbone.native,
-            )
-            checkpoint.prune(self.folder, self.run.save_total_limit)
-        dist.barrier()
+        self.bad.share()
+        self.team.first(self.writer.wait)  # a failure to write the one before is everyone's
+        weights, moments = self.engine.tensors(self.applied)
+        features = self.engine.gather(self.monitor.features()) if self.monitor.recent else None
+        self.saved, self.saved_at = self.step, time.monotonic()
+        if not self.team.is_first:
+            return
+        if self.held is not None and not self.held.mine():
+            raise UserError(f"output_dir {self.folder} was taken over by another process, so this one stops")
+        state = {
+            "step": self.step,
+            "applied": self.applied,
+            "failed": self.failed,
+            "steps": self.steps,
+            "warmup": self.warmup,
+            "batch": self.batch,
+            "data": self.fingerprint,
+            "bad": self.bad.state(),
+            "monitor": self.monitor.state(),
+        }
+        self.log.flush()
+        kept = {} if features is None else {"features": features.cpu()}
+        self.writer(self._write, self.step, weights, moments, state, kept)
 
-    def _resume(self, folder: Path) -> None:
-        weights, moments, state = checkpoint.read(folder)
+    def _write(self, step: int, weights, moments, state, features) -> None:
+        what = weights, moments, state, self.config.stored(), self.modality, self.objective.backbone.native, features
+        checkpoint.write(self.folder, step, *what)
+        checkpoint.prune(self.folder, self.run.save_total_limit, step)
+
+    def _check(self, origin: dict[str, Any]) -> None:
+        """May this run go on from there? On the first rank, before anything is built."""
+        folder, state, run = origin["folder"], origin["state"], self.run
+        anew = f"start another run from its weights: --init_from {self.folder} and another output_dir"
         if state["data"] != self.fingerprint:
             raise UserError(
                 f"data {self.rows.name} is not what {folder} was trained on (fingerprint {self.fingerprint}, "
-                f"was {state['data']}); give the same data, or another output_dir"
+                f"was {state['data']}): its rows are others, more or fewer; give the same data, or {anew}"
             )
+        ranks = self.team.count
         if state["batch"] != self.batch:
-            share, rest = divmod(state["batch"], self.engine.ranks)
+            share, rest = divmod(state["batch"], ranks)
             way = f"set per_device_train_batch_size × gradient_accumulation_steps to {share}"
             raise UserError(
                 f"{folder} was trained with {state['batch']} samples a step, now it would be {self.batch}; "
-                + (way if not rest else f"{self.engine.ranks} ranks do not divide that")
+                + (way if not rest else f"{ranks} ranks do not divide that")
             )
+        compared, now = state["batch"] // origin["accumulation"], run.per_device_train_batch_size * ranks
+        if self.compares and compared != now:
+            share, rest = divmod(compared, ranks)
+            way = f"set per_device_train_batch_size to {share}" if not rest else f"{ranks} ranks do not divide that"
+            raise UserError(
+                f"{folder} was trained on {compared} samples (per device × ranks) that objective "
+                f"{self.config.objective['name']} compares with each other, now it would be {now}, which is another "
+                f"loss; {way}, or {anew}"
+            )
+        if self.steps < state["step"]:
+            option = "max_steps" if run.max_steps > 0 else "num_train_epochs"
+            raise UserError(
+                f"{option} {getattr(run, option)} makes {self.steps} steps, but {folder} has {state['step']} already; "
+                f"give at least as many, or {anew}"
+            )
+
+    def _resume(self, origin: dict[str, Any]) -> None:
+        state, folder = origin["state"], Path(origin["folder"])
         if self.engine.stage:
-            micro = next(self.order.micro_batches(0, 1, 1, self.engine.rank, self.engine.ranks))
+            micro = next(self.order.micro_batches(0, 1, 1, self.team.rank, self.team.count))
             micro = micro[: self.run.per_device_train_batch_size]
             batch = next(iter(self._loader(self.table, [micro], self.run.seed, 0)))
             self.engine.dry_step(self._prepare(batch["views"]))
+        weights, moments = (
+            checkpoint.Shared(folder / name, self.team, self.device)
+            for name in ("model.safetensors", "optimizer.safetensors")
+        )
         self.engine.load(weights, moments, state["applied"])
         self.step, self.applied, self.failed = state["step"], state["applied"], state["failed"]
-        self.bad = {int(row): tuple(why) for row, why in state["bad"].items()}
-        if self.first_rank:
-            print(f"continuing from {folder}: step {self.step} of {self.steps}")
+        self.saved = self.step
+        self.warmup = state.get("warmup", warmup_of(self.run, state["steps"]))
+        self.bad.load(state["bad"])
+        if "monitor" in state:  # not in those of earlier versions
+            features = checkpoint.Shared(folder / "monitor.safetensors", self.team, self.device)
+            ranks = self.team.rank, self.team.count
+            self.monitor.load(state["monitor"], features["features"] if len(features) else None, *ranks)
+        if not self.team.is_first:
+            return
+        print(f"continuing from {folder}: step {self.step} of {self.steps}", flush=True)
+        if self.steps != state["steps"] and self.step < self.steps:
+            rate = learning_rate(self.peak, self.warmup, self.step, self.steps)
+            print(
+                f"{self.steps} steps instead of {state['steps']}: the learning rate follows the new length, with "
+                f"{self.warmup:g} steps of warm-up as before; now {rate:.3g}",
+                flush=True,
+            )
 
 
 def take(feed, count: int) -> list:
     return list(islice(feed, count))
-
-
-def bad_lines(bad: dict[int, tuple[str, str]]) -> str:
-    rows = ({"source": name, "row": row, "reason": reason} for row, (name, reason) in bad.items())
-    return "".join(json.dumps(row) + "\n" for row in rows)

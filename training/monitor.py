@@ -1,6 +1,7 @@
 """Is it learning, or collapsing? Figures of the features that objectives return, and a verdict in words."""
 
 from collections import deque
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -75,6 +76,22 @@ class Monitor:
         self.last = collapse_figures(features)
         self.low = self.low + 1 if self.collapsed and step > 0.05 * self.steps else 0
         return self.last
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, beside the features of all ranks."""
+        return {"low": self.low, "alarmed": self.alarmed, "last": self.last, "lengths": list(map(len, self.recent))}
+
+    def load(self, state: dict[str, Any], features: Tensor | None, rank: int, ranks: int) -> None:
+        """Take back what a checkpoint kept; of other numbers of ranks, this rank's share of each batch."""
+        self.low, self.alarmed, self.last = state["low"], state["alarmed"], state["last"]
+        self.recent.clear()
+        if features is None:
+            return
+        before = len(features) // sum(state["lengths"])
+        by_rank = [part.split(state["lengths"]) for part in features.chunk(before)]
+        for batch in (torch.cat(parts) for parts in zip(*by_rank, strict=True)):
+            if len(batch) % ranks == 0:
+                self.see(batch.chunk(ranks)[rank])
 
     @property
     def collapsed(self) -> bool:

@@ -27,6 +27,9 @@ FREE = {
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "save_steps",
+    "save_minutes",
+    "max_steps",  # a run may be made longer; the loop sees to it
+    "num_train_epochs",
     "save_total_limit",
     "logging_steps",
     "eval_steps",
@@ -81,7 +84,8 @@ class Run:
             less than the rank's share of the cores, at least 1 and at most 8.
         logging_steps: steps between two lines of `metrics.jsonl`.
         eval_steps: steps between two losses on the held-out part; 0 only at the end.
-        save_steps: steps between two checkpoints; 0 only at the end.
+        save_steps: steps between two checkpoints; 0 not by steps. There is always one at the end.
+        save_minutes: minutes between two checkpoints; 0 not by time.
         save_total_limit: checkpoints that are kept; at least 2, so that a damaged one has a predecessor.
         report_to: `tensorboard`, `wandb`, `trackio`, `none`, or a list of them. `metrics.jsonl` is always written.
         run_name: name for the trackers. Default: that of the folder.
@@ -115,6 +119,7 @@ class Run:
     logging_steps: Count = 10
     eval_steps: Number = 500
     save_steps: Number = 500
+    save_minutes: NotNegative = 10.0
     save_total_limit: Annotated[int, Within("[2, inf)")] = 2
     report_to: str | list[str] = "tensorboard"
     run_name: str | None = None
@@ -193,6 +198,11 @@ class Config:
     def stored(self) -> dict[str, Any]:
         """What `config.yaml` holds: all settings, and the origin of those that are no defaults."""
         return plain(self.to_dict()) | {"origin": dict(self.origin)}
+
+    def shared(self) -> dict[str, Any]:
+        """The options that all ranks of a run must have been given alike: places may differ between machines."""
+        options = flatten(plain(self.to_dict()))
+        return {key: value for key, value in options.items() if key not in ("output_dir", "data.name", "init_from")}
 
     @property
     def given(self) -> dict[str, Any]:

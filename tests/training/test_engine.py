@@ -15,7 +15,7 @@ import train
 from modalities import MODALITIES, View
 from objectives import OBJECTIVES, Progress
 from training import engine
-from training.engine import learning_rate, optimizer, parameter_groups, settings
+from training.engine import learning_rate, optimizer, parameter_groups, settings, warmup_of
 from training.errors import UserError
 
 STAGES = (0, 1, 2, 3)
@@ -92,7 +92,7 @@ def test_the_optimizer_has_the_run_s_numbers():
 @pytest.mark.parametrize("warmup, first", [(10, 10), (0.05, 10), (0.0451, 10), (0, 0), (1, 1)])
 def test_the_rate_rises_in_a_line_and_falls_in_a_cosine(warmup, first):
     run, steps = support.config("image", "mae", "unused", warmup_steps=warmup).run, 200
-    rates = [learning_rate(run, 3.0, step, steps) for step in range(steps + 1)]
+    rates = [learning_rate(3.0, warmup_of(run, steps), step, steps) for step in range(steps + 1)]
     assert rates[:first] == pytest.approx([3.0 * (i + 1) / first for i in range(first)])
     assert rates[first] == 3.0 == max(rates)
     for step in range(first, steps + 1):
@@ -125,10 +125,10 @@ def clipped_steps(folder: str) -> dict:
         module.second.rate_scale = 0.5
         engine = engines.Engine(module, run, device)
         for size in (1.0, 0.1):
-            before = engine.tensors()[0]
+            before = support.weights(engine)
             engine.backward(engine.forward(torch.full((2,), size))["loss"])
             applied, norm = engine.step(0.1)
-            after = engine.tensors()[0]
+            after = support.weights(engine)
             moved = [(before[f"{n}.weight"] - after[f"{n}.weight"]).item() for n in ("first", "second")]
             made[f"{stage} {size}"] = [bool(applied), float(norm), *moved]
     return made
@@ -318,7 +318,7 @@ def steps_left_out(folder: str) -> list:
             for value in values:
                 engine.backward(engine.forward(torch.full((2,), value))["loss"])
                 applied.append(bool(engine.step(0.1)[0]))
-            weights, moments = engine.tensors()
+            weights, moments = engine.tensors(1)
             made.append([applied, weights, moments])
     return made
 

@@ -15,7 +15,7 @@ from modalities import MODALITIES
 from objectives import OBJECTIVES, Progress
 from objectives.contrastive import nt_xent_loss
 from objectives.teacher import Teacher
-from training.engine import learning_rate, optimizer
+from training.engine import learning_rate, optimizer, warmup_of
 
 CELLS = [(m, o) for m in MODALITIES for o in OBJECTIVES]
 STAGES = (0, 1, 2, 3)
@@ -79,12 +79,12 @@ def train_cell(modality: str, objective: str, folder: str, stages) -> dict:
             made[f"{stage} {accumulation}"] = {
                 "losses": losses,
                 "gradients": gradients[0],
-                "weights": loop.engine.tensors()[0],
+                "weights": support.weights(loop.engine),
             }
         loop = make_loop(modality, objective, folder, 8, stage, max_steps=5, learning_rate=1e-3, weight_decay=0.5)
         losses, gradients = run_steps(loop, 5)
         before = {name: p.detach().clone() for name, p in loop.untrained.named_parameters()}
-        ours, theirs = loop.engine.tensors()[0], replayed(loop, gradients)
+        ours, theirs = support.weights(loop.engine), replayed(loop, gradients)
         made[f"{stage} adamw"] = {
             "losses": losses,
             "moved": max((ours[name] - before[name]).abs().max().item() for name in theirs),
@@ -103,7 +103,7 @@ def replayed(loop, gradients: list[dict[str, torch.Tensor]]) -> dict[str, torch.
             parameter.grad = gradient[name].clone()
         nn.utils.clip_grad_norm_(parameters.values(), run.max_grad_norm)
         for group in adamw.param_groups:
-            group["lr"] = learning_rate(run, run.learning_rate, step, run.max_steps)
+            group["lr"] = learning_rate(run.learning_rate, warmup_of(run, run.max_steps), step, run.max_steps)
         adamw.step()
     return {name: parameter.detach() for name, parameter in parameters.items()}
 
@@ -232,7 +232,7 @@ def follow(folder: str, stages, accumulation: int) -> dict[int, float]:
             progress = Progress(step, 100, 8 * accumulation)
             module.teacher.follow(module.student, progress=progress)
             weight = 1 - module.teacher.momentum(progress)
-            full = engine.tensors()[0]
+            full = support.weights(engine)
             with torch.no_grad():
                 for name, value in reference.named_parameters():
                     value.lerp_(full[f"student.{name}"].double(), weight)

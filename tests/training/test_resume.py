@@ -74,7 +74,7 @@ def train(argv: list[str], kill: str | None = None, count: int = 1) -> None:
 def outcome(folder) -> tuple[bytes, bytes, list]:
     """Final weights, moments, and the log without clocks."""
     last = Path(folder) / f"checkpoint-{STEPS}"
-    timed = {"samples_per_second", "data_wait", "rankme", "rankme_share", "mean_cosine", "feature_deviation"}
+    timed = {"time", "samples_per_second", "data_wait"}
     log = [{k: v for k, v in line.items() if k not in timed} for line in support.metrics(folder)]
     return (last / "model.safetensors").read_bytes(), (last / "optimizer.safetensors").read_bytes(), log
 

@@ -1,0 +1,52 @@
+"""Unusable samples of a run: known to all ranks, counted, and written down by name."""
+
+import json
+from pathlib import Path
+
+from training.checkpoint import write_aside
+from training.ranks import Team
+
+Reason = tuple[str, str]  # what its source calls the sample, and why it cannot be used
+
+
+class BadSamples:
+    """By number of the row. `new` is what this rank has found since `share` was called last."""
+
+    def __init__(self, folder: Path, limit: int, team: Team):
+        self.file, self.limit, self.team = folder / "bad_samples.jsonl", limit, team
+        self.known: dict[int, Reason] = {}
+        self.new: dict[int, Reason] = {}
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def share(self) -> None:
+        """Make what each rank found known to all, and write it down. All ranks take part."""
+        found = [item for part in self.team.gather(list(self.new.items())) for item in part]
+        found = {row: tuple(why) for row, why in found if row not in self.known}
+        self.known, self.new = self.known | found, {}
+        if found and self.team.is_first:
+            with open(self.file, "a") as file:
+                file.write(lines(found))
+        if len(self.known) > self.limit:
+            row, (name, reason) = next(iter(self.known.items()))
+            self.team.refuse(
+                f"more than {self.limit} unusable samples (data.max_bad), such as {name}: {reason}; "
+                f"all are named in {self.file}"
+            )
+
+    def state(self) -> dict[str, Reason]:
+        return {str(row): why for row, why in self.known.items()}
+
+    def load(self, state: dict[str, list[str]]) -> None:
+        self.known = {int(row): tuple(why) for row, why in state.items()}
+
+    def rewrite(self) -> None:
+        """The file without what came after the checkpoint."""
+        if self.known or self.file.exists():
+            write_aside(self.file, lines(self.known))
+
+
+def lines(bad: dict[int, Reason]) -> str:
+    rows = ({"source": name, "row": row, "reason": reason} for row, (name, reason) in bad.items())
+    return "".join(json.dumps(row) + "\n" for row in rows)
