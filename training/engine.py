@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -36,6 +35,7 @@ def start(run: Run) -> torch.device:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     backend, alone = "nccl" if device.type == "cuda" else "gloo", "RANK" not in os.environ
     if alone:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even then
         if device.type == "cuda" and torch.cuda.device_count() > 1:
             count = torch.cuda.device_count()
             print(f"{count} GPUs are visible, 1 is used; for all: torchrun --nproc_per_node {count} train.py ...")
@@ -231,9 +231,7 @@ class Engine:
         if run.compile:
             module.compile()  # shapes that vary (packed text) become dynamic at the second one
         self.trainable = [p for p in module.parameters() if p.requires_grad]
-        # It asks for the variable even of a process that is alone.
-        with mock.patch.dict(os.environ, {"LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}):
-            self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer(run, module), config=config)
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer(run, module), config=config)
         # One process has nobody to reduce with: flattening its gradients and copying them back would be for nothing.
         self.engine.enable_backward_allreduce = self.ranks > 1 or self.stage > 0
         self.module = module
