@@ -93,6 +93,12 @@ def run_rank(file: str, function: str, arguments: dict, folder: str, rank: int, 
         torch.distributed.destroy_process_group()
 
 
+def plain_environment() -> dict[str, str]:
+    """Without what a launcher sets."""
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {k: v for k, v in os.environ.items() if k not in launcher}
+
+
 def weights(engine) -> dict[str, torch.Tensor]:
     """All parameters and buffers, whole, on every rank (`Engine.tensors` keeps them on the first)."""
     held = {}

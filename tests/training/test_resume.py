@@ -71,9 +71,9 @@ def train(argv: list[str], kill: str | None = None, count: int = 1) -> None:
     train.main(argv)
 
 
-def outcome(folder) -> tuple[bytes, bytes, list]:
+def outcome(folder, steps: int = STEPS) -> tuple[bytes, bytes, list]:
     """Final weights, moments, and the log without clocks."""
-    last = Path(folder) / f"checkpoint-{STEPS}"
+    last = Path(folder) / f"checkpoint-{steps}"
     timed = {"time", "samples_per_second", "data_wait"}
     log = [{k: v for k, v in line.items() if k not in timed} for line in support.metrics(folder)]
     return (last / "model.safetensors").read_bytes(), (last / "optimizer.safetensors").read_bytes(), log
@@ -306,14 +306,16 @@ def test_the_program_killed_while_it_starts(undisturbed, data, tmp_path):
     argv = [sys.executable, "train.py", *command(tmp_path / "run", data)]
     begin = time.monotonic()
     for moment in (0.15, 0.5, 0.8, 0.95):
-        started = subprocess.Popen(argv, cwd=support.ROOT, start_new_session=True, env=plain_environment())
+        started = subprocess.Popen(argv, cwd=support.ROOT, start_new_session=True, env=support.plain_environment())
         try:
             started.wait(moment * 8)
         except subprocess.TimeoutExpired:
             os.killpg(started.pid, signal.SIGKILL)
             started.wait()
     assert time.monotonic() - begin > 1
-    ended = subprocess.run(argv, cwd=support.ROOT, capture_output=True, text=True, env=plain_environment(), check=False)
+    ended = subprocess.run(
+        argv, cwd=support.ROOT, capture_output=True, text=True, env=support.plain_environment(), check=False
+    )
     assert ended.returncode == 0, ended.stderr
     assert "/ld" not in ended.stderr and "gcc" not in ended.stderr
     assert outcome(tmp_path / "run") == outcome(undisturbed(1, 0))
@@ -323,14 +325,16 @@ def test_the_program_killed_while_it_starts(undisturbed, data, tmp_path):
 def test_torchrun_killed_and_started_again(undisturbed, data, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
     argv = [*torchrun, *command(tmp_path / "run", data, 2, 0, save_steps=1)]
-    started = subprocess.Popen(argv, cwd=support.ROOT, start_new_session=True, env=plain_environment())
+    started = subprocess.Popen(argv, cwd=support.ROOT, start_new_session=True, env=support.plain_environment())
     while started.poll() is None and not (tmp_path / "run" / "checkpoint-3").exists():
         time.sleep(0.01)
     assert started.poll() is None
     for process in (started.pid, *children(started.pid)):
         os.kill(process, signal.SIGKILL)
     started.wait()
-    ended = subprocess.run(argv, cwd=support.ROOT, capture_output=True, text=True, env=plain_environment(), check=False)
+    ended = subprocess.run(
+        argv, cwd=support.ROOT, capture_output=True, text=True, env=support.plain_environment(), check=False
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "continuing from" in ended.stdout
     assert outcome(tmp_path / "run") == outcome(undisturbed(2, 0))
@@ -339,11 +343,16 @@ def test_torchrun_killed_and_started_again(undisturbed, data, tmp_path):
 @pytest.mark.slow
 def test_the_deepspeed_launcher_gives_the_same(undisturbed, data, tmp_path):
     launcher = shutil.which("deepspeed", path=Path(sys.executable).parent)
-    environment = plain_environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = support.plain_environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     argv = [launcher, "--num_gpus", "2", "train.py", *command(tmp_path / "run", data, 2, 0)]
     ended = subprocess.run(argv, cwd=support.ROOT, capture_output=True, text=True, env=environment, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert outcome(tmp_path / "run") == outcome(undisturbed(2, 0))
+
+
+def finish(argv: list[str]) -> subprocess.CompletedProcess:
+    environment = support.plain_environment()
+    return subprocess.run(argv, cwd=support.ROOT, capture_output=True, text=True, env=environment, check=False)
 
 
 def children(parent: int) -> list[int]:
@@ -358,6 +367,97 @@ def children(parent: int) -> list[int]:
     return found
 
 
-def plain_environment() -> dict[str, str]:
-    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return {k: v for k, v in os.environ.items() if k not in launcher}
+# Longer, moved, damaged: what may go on, and what may not.
+
+
+def test_a_run_made_longer_is_said_and_killed_is_as_not_killed(launch, undisturbed, data, tmp_path):
+    runs = [tmp_path / "whole", tmp_path / "killed"]
+    for folder in runs:
+        shutil.copytree(undisturbed(1, 0), folder)
+    longer = [command(folder, data, max_steps=15, report_to="tensorboard") for folder in runs]
+    first = launch(train, 1, argv=longer[0])
+    first.results()
+    assert "15 steps instead of 9: the learning rate follows the new length, with 1 steps of warm-up" in first.output()
+    assert launch(train, 1, argv=longer[1], kill="training.engine:Engine.step", count=2).wait() == [-signal.SIGKILL]
+    assert launch(train, 1, argv=longer[1], kill="training.engine:Engine.step", count=5).wait() == [-signal.SIGKILL]
+    launch(train, 1, argv=longer[1]).results()
+    assert outcome(runs[0], 15) == outcome(runs[1], 15)
+    assert points(runs[0]) == points(runs[1])
+    rates = [line["learning_rate"] for line in support.metrics(runs[0])]
+    assert rates[8] < rates[9]  # it had come down for the shorter length
+    shorter = launch(train, 1, argv=command(runs[0], data, max_steps=12))
+    assert shorter.wait() == [1]
+    assert "max_steps 12 makes 12 steps, but" in shorter.output() and "has 15 already" in shorter.output()
+
+
+def points(folder) -> dict[str, list]:
+    """All points in TensorBoard's files, as they lie there: none is taken away or put together."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: dict[str, list] = {}
+    for file in sorted((Path(folder) / "tensorboard").glob("events*")):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                if value.tag.split("/")[1] not in ("samples_per_second", "data_wait"):
+                    number = value.tensor.float_val[0] if value.HasField("tensor") else value.simple_value
+                    found.setdefault(value.tag, []).append((event.step, number))
+    return found
+
+
+def test_a_key_that_an_older_version_did_not_have_is_at_its_default(launch, undisturbed, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed(1, 0), folder)
+    shutil.rmtree(folder / f"checkpoint-{STEPS}")
+    lines = (folder / "config.yaml").read_text().splitlines(keepends=True)
+    (folder / "config.yaml").write_text("".join(line for line in lines if not line.startswith("adam_epsilon")))
+    launch(train, 1, argv=command(folder, data)).results()
+    assert outcome(folder) == outcome(undisturbed(1, 0))
+
+
+def test_micro_batches_of_samples_that_are_compared_stay_as_large(launch, undisturbed, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed(1, 0), folder)
+    more = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    refused = launch(train, 1, argv=command(folder, data, **more))
+    assert refused.wait() == [1]
+    assert "8 samples (per device × ranks) that objective byol compares" in refused.output()
+    assert "set per_device_train_batch_size to 8" in refused.output()
+
+
+def test_if_all_checkpoints_are_damaged_no_run_starts_anew(launch, undisturbed, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed(1, 0), folder)
+    for saved in checkpoint.folders(folder):
+        damage(saved / "state.json", "truncate")
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    refused = launch(train, 1, argv=command(folder, data))
+    assert refused.wait() == [1]
+    assert "all checkpoints are damaged (checkpoint-9: state.json has" in refused.output()
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_the_checkpoint_just_written_is_kept(tmp_path):
+    for step in (3, 6, 9, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    checkpoint.prune(tmp_path, 2, 6)  # 9 and 12 were found damaged, and the run went on from 3
+    assert [f.name for f in checkpoint.folders(tmp_path)] == ["checkpoint-6", "checkpoint-3"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_whole(launch, undisturbed, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed(1, 0), folder)
+    shutil.rmtree(folder / f"checkpoint-{STEPS}")
+    refused = launch(full, 1, argv=command(folder, data))
+    assert refused.wait() == [1]
+    assert "checkpoint-9 cannot be written" in refused.output() and "continues from checkpoint-6" in refused.output()
+    assert "Traceback" not in refused.output() and not list(folder.glob(".*.partial"))
+    launch(train, 1, argv=command(folder, data)).results()
+    assert outcome(folder) == outcome(undisturbed(1, 0))
+
+
+def full(argv: list[str]) -> None:
+    """The command line, on a disk on which no file of more than 20 kB has room."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    train(argv)

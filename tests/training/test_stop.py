@@ -1,0 +1,120 @@
+"""Signals: a run saves and can be started again, however it was launched and whoever was sent the signal."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import support
+
+LONG = 100_000
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return support.write_pictures(tmp_path_factory.mktemp("data") / "pictures", 48)
+
+
+def options(folder, data, **more) -> list[str]:
+    given = {
+        "output_dir": folder,
+        "data": data,
+        "modality.image_size": 8,
+        "modality.patch_size": 4,
+        "encoder.width": 16,
+        "encoder.depth": 1,
+        "encoder.heads": 2,
+        "objective.decoder.width": 16,
+        "objective.decoder.depth": 1,
+        "objective.decoder.heads": 2,
+        "per_device_train_batch_size": 4,
+        "max_steps": LONG,
+        "save_steps": 0,
+        "logging_steps": 1,
+        "eval_steps": 0,
+        "data.eval_fraction": 0,
+        "report_to": "none",
+        "device": "cpu",
+    } | {key.replace("__", "."): value for key, value in more.items()}
+    return [part for key, value in given.items() for part in (f"--{key}", str(value))]
+
+
+def begin(launcher: list[str], argv: list[str], **environment: str) -> subprocess.Popen:
+    clean = support.plain_environment()
+    clean["PATH"] = f"{Path(sys.executable).parent}:{clean['PATH']}"
+    command = [*launcher, "train.py", *argv]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=support.ROOT, start_new_session=True, env=clean | environment, **pipe)
+
+
+def wait_for_steps(started: subprocess.Popen, folder: Path, count: int = 3) -> None:
+    log, end = folder / "metrics.jsonl", time.monotonic() + 240
+    while time.monotonic() < end and started.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.05)
+    started.kill()
+    raise AssertionError(started.communicate()[0])
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+DEEPSPEED = [str(shutil.which("deepspeed", path=Path(sys.executable).parent)), "--num_gpus", "2", "--master_port"]
+# launcher, signal, to the whole group, exit code
+WAYS = {
+    "alone, TERM": ([sys.executable], signal.SIGTERM, False, 75),
+    "alone, USR1, to the group": ([sys.executable], signal.SIGUSR1, True, 75),
+    "alone, Ctrl-C": ([sys.executable], signal.SIGINT, True, 130),
+    "torchrun, TERM": (TORCHRUN, signal.SIGTERM, False, 1),
+    "torchrun, TERM to the group": (TORCHRUN, signal.SIGTERM, True, 1),
+    "torchrun, Ctrl-C": (TORCHRUN, signal.SIGINT, True, 1),
+    "torchrun, USR1 passed on": (TORCHRUN, signal.SIGUSR1, False, 1),
+    "deepspeed, TERM to the group": ([*DEEPSPEED, "29871"], signal.SIGTERM, True, None),
+}
+QUICK = ("alone, TERM", "alone, USR1, to the group")
+
+
+@pytest.mark.parametrize("way", [pytest.param(w, marks=[] if w in QUICK else [pytest.mark.slow]) for w in WAYS])
+def test_a_signal_saves(data, tmp_path, way):
+    launcher, number, group, code = WAYS[way]
+    run = tmp_path / "run"
+    started = begin(launcher, options(run, data), TORCHELASTIC_SIGNALS_TO_HANDLE="SIGTERM,SIGINT,SIGUSR1")
+    wait_for_steps(started, run)
+    os.killpg(started.pid, number) if group else os.kill(started.pid, number)
+    said, _ = started.communicate(timeout=120)
+    assert code is None or started.returncode == code, said
+    assert "Traceback" not in said or "torchrun" in way, said  # torchrun's own
+    (saved,) = [int(p.name.split("-")[1]) for p in run.glob("checkpoint-*")]
+    assert saved > 2 and f"saved at step {saved}" in said, said
+    assert support.metrics(run)[-1]["step"] == saved
+    assert not (run / ".lock").exists()
+    if code == 130:
+        assert "the same command continues from the newest checkpoint" in said
+    ended = begin(
+        [sys.executable],
+        options(run, data, max_steps=saved + 2, per_device_train_batch_size=8 if launcher != [sys.executable] else 4),
+    )
+    said, _ = ended.communicate(timeout=240)
+    assert ended.returncode == 0 and f"step {saved} of {saved + 2}" in said, said
+
+
+def test_a_stop_before_the_first_step_says_that_nothing_was_saved(data, tmp_path):
+    started = begin([sys.executable], options(tmp_path / "run", data))
+    while not (tmp_path / "run" / ".lock").exists() and started.poll() is None:
+        time.sleep(0.02)
+    os.kill(started.pid, signal.SIGINT)
+    said, _ = started.communicate(timeout=120)
+    assert started.returncode == 130 and "starts anew: nothing was saved yet" in said, said
+    assert not (tmp_path / "run").exists() or "saved at step" in said
+
+
+def test_a_checkpoint_by_time(data, tmp_path):
+    run = tmp_path / "run"
+    argv = options(run, data, max_steps=60, save_minutes=1e-6, save_total_limit=100)
+    started = begin([sys.executable], argv)
+    said, _ = started.communicate(timeout=240)
+    assert started.returncode == 0, said
+    assert len(list(run.glob("checkpoint-*"))) > 5
