@@ -221,6 +221,9 @@ class Shared(Mapping):
         dist.broadcast(value.view(torch.uint8) if value.dtype == torch.bool else value, 0)
         return value
 
+    def __contains__(self, name: object) -> bool:  # without asking for it
+        return name in self.table
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.table)
 

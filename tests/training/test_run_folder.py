@@ -46,7 +46,13 @@ def test_a_second_process_is_refused_by_name_until_the_first_is_dead(holder, tmp
     holder.wait()
     with RunFolder(tmp_path / "run") as folder:
         assert json.loads(folder.lock.read_text())["process"] == os.getpid()
-    assert not (tmp_path / "run").exists()  # nothing came of it, and it was made here
+    assert not folder.lock.exists()
+
+
+def test_a_folder_that_nothing_came_of_is_gone_again(tmp_path):
+    with RunFolder(tmp_path / "a" / "run") as folder:
+        assert folder.mine()
+    assert not (tmp_path / "a").exists()
 
 
 def no_locks(monkeypatch):
