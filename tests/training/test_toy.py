@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,9 @@ def run(argv: list[str], kill_at: int = 0) -> None:
     def step(self, rate):
         calls.append(rate)
         if len(calls) == kill_at:
+            folder = Path(argv[argv.index("--output_dir") + 1])
+            while not list(folder.glob("checkpoint-*")):  # it is written on a thread
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, rate)
 
