@@ -20,9 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from encoders.native.roberta import Roberta  # noqa: E402
-
-from encoders.native import make
+from encoders.native import FAMILIES, make  # noqa: E402
 from modalities import Text  # noqa: E402
 from objectives import Masked, masking  # noqa: E402
 
@@ -49,7 +47,7 @@ def main() -> None:
     text.fit(rows, args.column)
     samples = text.samples(rows, args.column)
     objective = Masked(make(text, width=args.width, depth=args.depth, heads=args.heads))
-    native = Roberta().export(objective.backbone, objective.head).train()
+    native = FAMILIES["roberta-prelayernorm"].export(objective.backbone, objective.head).train()
     optimizers = {m: torch.optim.AdamW(m.parameters(), 1e-4) for m in (objective, native)}
     compiled = torch.compile(objective)
     optimizers[compiled] = optimizers[objective]

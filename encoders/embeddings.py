@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.encoder import Architecture
+from encoders.encoder import ACTIVATIONS, Architecture
 from encoders.positions import Positions
 from modalities import Grid, Modality, Text
 
@@ -159,12 +159,18 @@ class TokenVariant:
         after_padding: places are counted from the one after the padding's id (RoBERTa), not from 0 (BERT).
         types: rows of a token type table, of which the first is added; 0 has none.
         norm: a norm after the sum.
+        head: the masked-LM head: `dense` (`LMHead`, tied to the words) or one untied `linear` matrix.
+        head_activation: of a dense head. Default: the encoder's.
+        head_bias: its dense layer has a bias.
     """
 
     table: bool = True
     after_padding: bool = True
     types: int = 1
     norm: bool = True
+    head: str = "dense"
+    head_activation: str | None = None
+    head_bias: bool = True
 
 
 class TokenEmbedding(Embedding):
@@ -221,21 +227,28 @@ class TokenEmbedding(Embedding):
         return Positions((self.modality.max_positions,), width)
 
     def head(self, width: int) -> nn.Module:
-        return LMHead(width, self.words, self.made.make_norm)
+        if self.variant.head == "linear":
+            made = nn.Linear(width, self.words.num_embeddings, bias=False)
+            nn.init.normal_(made.weight, std=0.02)
+            return made
+        activation = self.variant.head_activation or self.made.activation
+        return LMHead(width, self.words, self.made.make_norm, self.variant.head_bias, activation)
 
 
 class LMHead(nn.Module):
-    """Dense, GELU, norm, then the word embedding itself as the last matrix (BERT, Devlin et al. 2019).
+    """Dense, activation, norm, then the word embedding itself as the last matrix (BERT, Devlin et al. 2019).
 
     Args:
         width: width of the input.
         words: the embedding whose matrix is the last.
         make_norm: gives a norm of the embedding's width.
         bias: the dense layer has a bias.
+        activation: by its name in the encoder.
     """
 
-    def __init__(self, width: int, words: nn.Embedding, make_norm, bias: bool = True):
+    def __init__(self, width: int, words: nn.Embedding, make_norm, bias: bool = True, activation: str = "gelu"):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.dense = nn.Linear(width, words.embedding_dim, bias=bias)
         self.norm = make_norm()
         self.weight = words.weight  # the same parameter
@@ -245,4 +258,4 @@ class LMHead(nn.Module):
             nn.init.zeros_(self.dense.bias)
 
     def forward(self, x: Float[Tensor, "*h w"]) -> Float[Tensor, "*h v"]:
-        return F.linear(self.norm(F.gelu(self.dense(x))), self.weight, self.bias)
+        return F.linear(self.norm(self.activation(self.dense(x))), self.weight, self.bias)

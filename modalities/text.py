@@ -29,7 +29,7 @@ class Text(Modality):
             BPE, trained on the training rows.
         vocab_size: rows of the word embedding. Default: 8192 for the trained tokenizer, a named one's own size, below
             which it never is.
-        max_length: tokens of a window, `<s>` and `</s>` included. Default: as many as `max_positions`, or 128.
+        max_length: tokens of a window, `<s>` and `</s>` included. Default: 128, or `max_positions` if they are fewer.
         max_positions: places of the position table. Default: `max_length`; a checkpoint to start from has its own.
         row_length: tokens of a row, into which several texts are packed, `<s>` and `</s>` included. A number makes all
             rows equally long, for `--compile`; batches of 128 texts and more fill them to 95 %. Default: as long as
@@ -39,6 +39,7 @@ class Text(Modality):
             keeps a random run of words, of a length in `scale`.
         deletion: probability with which a strong view leaves out each of its tokens.
         token_types: rows of the token type table, of which the first is used. Default: the family's.
+        tokenizer_revision: branch, tag or commit of a tokenizer on the hub.
     """
 
     leads = 1  # of a text: the first token
@@ -57,11 +58,12 @@ class Text(Modality):
         augmentation: Literal["split", "span"] = "split",
         deletion: Part = 0.0,
         token_types: Count | None = None,
+        tokenizer_revision: str | None = None,
     ):
         least = len(SPECIALS) + 256
         if tokenizer is None and vocab_size is not None and vocab_size < least:
             raise ValueError(f"modality.vocab_size {vocab_size}: a byte-level tokenizer has at least {least}; try 8192")
-        max_length = max_positions or 128 if max_length is None else max_length
+        max_length = min(max_positions or 128, 128) if max_length is None else max_length
         if max_length < 3:
             raise ValueError(f"modality.max_length {max_length} leaves no room between <s> and </s>; try 128")
         if max_positions is not None and max_positions < max_length:
@@ -74,7 +76,8 @@ class Text(Modality):
             )
         if not 0 <= deletion < 1:
             raise ValueError(f"modality.deletion {deletion} is not in [0, 1); try 0.1")
-        self.named, self.vocab_size = tokenizer, vocab_size
+        self.named, self.revision, self.vocab_size = tokenizer, tokenizer_revision, vocab_size
+        self.limit = max_positions  # None: places are as many as the windows want
         self.max_length, self.max_positions = max_length, max_positions or max_length
         self.row_length = row_length
         self.whole_words, self.augmentation, self.deletion = whole_words, augmentation, deletion
@@ -88,7 +91,7 @@ class Text(Modality):
             self._adopt(train(rows, column, self.vocab_size or 8192))
             return
         try:
-            self.load(self.named)
+            self.load(self.named, revision=self.revision)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise ValueError(
@@ -96,14 +99,17 @@ class Text(Modality):
                 f"with a tokenizer.json ({reason})"
             ) from error
 
-    def load(self, folder: str) -> None:
+    def load(self, folder: str, **hub) -> None:
         from transformers import AutoTokenizer
 
-        self._adopt(AutoTokenizer.from_pretrained(folder))
+        self._adopt(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **hub))
 
     def _adopt(self, tokenizer) -> None:
-        self.tokenizer = tokenizer = complete(tokenizer)
-        tokenizer.model_max_length = self.max_positions
+        self.tokenizer = tokenizer = complete(tokenizer, self.token_types or 1)
+        # A checkpoint's tokenizer may allow less than its table has; where the places are our own, it allows all.
+        longest = tokenizer.model_max_length if self.limit else self.max_positions
+        tokenizer.model_max_length = min(longest, self.max_positions)
+        self.backend = plain_backend(tokenizer)
         self.first, self.last, self.padding, self.mask = (
             getattr(tokenizer, f"{role}_token_id") for role in ("cls", "sep", "pad", "mask")
         )
@@ -123,7 +129,8 @@ class Text(Modality):
 
         The other columns go along, and `source_row` is the row's index. Blank documents give none (`self.ignored`).
         """
-        made = windows(rows, column, plain_backend(self.processor()), self.max_length - 2)
+        self.processor()  # refuses where there is none yet
+        made = windows(rows, column, self.backend, self.max_length - 2)
         sources = np.asarray(made["source_row"][:]) if len(made) else np.zeros(0)
         self.ignored = len(rows) - len(np.unique(sources))
         if not len(made):
@@ -133,7 +140,8 @@ class Text(Modality):
     def read(self, value) -> dict[str, np.ndarray]:
         """A window of `samples`, or a text, of which it takes the first window -> ids and where words start."""
         if value is None or isinstance(value, str):
-            encoding = plain_backend(self.processor()).encode(clean(value), add_special_tokens=False)
+            self.processor()
+            encoding = self.backend.encode(clean(value), add_special_tokens=False)
             value = {"ids": encoding.ids[: self.max_length - 2], "starts": word_starts(encoding)[: self.max_length - 2]}
         if not len(value["ids"]):
             raise BadSample("blank text")

@@ -17,12 +17,14 @@ def clean(text: str | None) -> str:
 
 
 def plain_backend(tokenizer):
-    """The tokenizer's backend, set for raw text: all of it, in which `<s>` is three characters and no token.
+    """A copy of the tokenizer's backend, set for raw text: all of it, in which `<s>` is three characters and no token.
 
-    The tokenizer's own calls set it back to the native default, which `fill-mask` needs; with
-    `split_special_tokens=True` they give what this gives.
+    The tokenizer itself, which is saved, truncates and pads as it did; called with `split_special_tokens=True` it gives
+    what this gives.
     """
-    backend = tokenizer.backend_tokenizer
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
@@ -72,20 +74,27 @@ def excerpts(rows, column: str, most: int = 50_000_000, piece: int = 1000):
             return
 
 
-def complete(tokenizer):
-    """A fast tokenizer with all the tokens that the model needs, that writes `<s>` before and `</s>` after a text."""
+def complete(tokenizer, types: int = 1):
+    """A fast tokenizer with all the tokens that the model needs, that writes `<s>` before and `</s>` after a text.
+
+    One that is so already stays as it is, unless it tells more token types than the model has.
+    """
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     if not tokenizer.is_fast:
         raise ValueError("modality.tokenizer is not a fast tokenizer (one with a tokenizer.json)")
+    for role, other in (("cls", "bos"), ("sep", "eos")):  # those of causal models
+        if getattr(tokenizer, f"{role}_token") is None and getattr(tokenizer, f"{other}_token") is not None:
+            setattr(tokenizer, f"{role}_token", getattr(tokenizer, f"{other}_token"))
     missing = {f"{role}_token": SPECIALS[role] for role in NEEDED if getattr(tokenizer, f"{role}_token") is None}
     if missing:
         logging.getLogger(__name__).warning("the tokenizer has no %s: added", ", ".join(missing))
         tokenizer.add_special_tokens(missing)
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
-    plain = tokenizer("a a", add_special_tokens=False)["input_ids"]
-    if dict(tokenizer("a a")) == {"input_ids": [first, *plain, last], "attention_mask": [1] * (len(plain) + 2)}:
+    bare = plain_backend(tokenizer)
+    inner, whole = (bare.encode("a a", add_special_tokens=special).ids for special in (False, True))
+    if whole == [first, *inner, last] and ("token_type_ids" not in tokenizer.model_input_names or types > 1):
         return tokenizer
     backend, cls, sep = tokenizer.backend_tokenizer, tokenizer.cls_token, tokenizer.sep_token
     backend.post_processor = TemplateProcessing(

@@ -8,11 +8,16 @@ from encoders.backbone import Backbone, Pooling
 from encoders.encoder import Encoder
 from encoders.native.ast import AST
 from encoders.native.base import Family, Native, Plain, Start
+from encoders.native.bert import Bert
 from encoders.native.deit import DeiT
 from encoders.native.dinov2 import Dinov2
 from encoders.native.dinov2_with_registers import Dinov2WithRegisters
 from encoders.native.dinov3_vit import DINOv3ViT
+from encoders.native.eurobert import EuroBert
 from encoders.native.ijepa import IJepa
+from encoders.native.modernbert import ModernBert
+from encoders.native.nomic_bert import NomicBert
+from encoders.native.roberta import Roberta, XLMRoberta
 from encoders.native.roberta_prelayernorm import RobertaPreLayerNorm
 from encoders.native.siglip_vision_model import SiglipVisionModel
 from encoders.native.vit import ViT, ViTMAE
@@ -31,6 +36,12 @@ FAMILIES: dict[str, Family] = {
         SiglipVisionModel(),
         AST(),
         RobertaPreLayerNorm(),
+        Bert(),
+        Roberta(),
+        XLMRoberta(),
+        ModernBert(),
+        NomicBert(),
+        EuroBert(),
     )
 }
 # What a modality is trained as where nothing else is said.

@@ -16,6 +16,7 @@ from encoders.encoder import PRESETS, Architecture
 from modalities import Modality
 
 Pair = tuple[tuple[str, ...], tuple[str, ...]]  # names of ours, and of theirs, whose values are the same in this order
+Names = dict[str | tuple[str, ...], str | tuple[str, ...]]  # the same, of modules
 
 
 @dataclass
@@ -27,12 +28,14 @@ class Native:
         kept: tensors of the base model that have no counterpart here (a pooler), by their names in it.
         heads: tensors of its heads, by their names in the published class.
         architecture: name of that class.
+        files: further text files of its folder, by their names in it.
     """
 
     config: dict[str, Any]
     kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
     heads: dict[str, Tensor] = field(default_factory=dict, repr=False)
     architecture: str | None = None
+    files: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __deepcopy__(self, memo) -> "Native":
         return self  # a teacher's backbone shares it
@@ -42,6 +45,7 @@ class Native:
 
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(self.config | {"architectures": [self.architecture]}, indent=1))
+        (folder / "files.json").write_text(json.dumps(self.files, indent=1))
         parts = {"kept": self.kept, "heads": self.heads}
         tensors = {f"{part}/{name}": t.contiguous().clone() for part, ts in parts.items() for name, t in ts.items()}
         save_file(tensors, folder / "kept.safetensors")
@@ -58,7 +62,8 @@ class Native:
         for name, tensor in load_file(folder / "kept.safetensors").items():
             part, _, name = name.partition("/")
             parts[part][name] = tensor
-        return cls(config, architecture=architecture, **parts)
+        files = json.loads((folder / "files.json").read_text())
+        return cls(config, architecture=architecture, files=files, **parts)
 
 
 @dataclass
@@ -118,8 +123,10 @@ class Family:
     base_class: ClassVar[str]
     classifier: ClassVar[str | None]  # what `AutoModelFor...Classification` makes of it
     auto_classes: ClassVar[str]  # for classification, and of the processor, as the model card quotes them
-    trunk: ClassVar[dict[str, str | tuple[str, ...]]]  # of a block
-    ends: ClassVar[dict[str, str | tuple[str, ...]]] = {}  # of the encoder beside its blocks, and of the embedding
+    said: ClassVar[tuple[str, ...]] = ()  # arguments of the `Architecture` that its configuration can say; () is all
+    names: ClassVar[dict[str, str]] = {}  # of the configuration's fields, where they are not the usual ones
+    trunk: ClassVar[Names]  # of a block
+    ends: ClassVar[Names] = {}  # of the encoder beside its blocks, and of the embedding
     optional: ClassVar[tuple[str, ...]] = ("pooler", "mask_token")  # parts of names that a checkpoint may lack
 
     # From settings to modules.
@@ -133,8 +140,15 @@ class Family:
         if name not in PRESETS:
             raise ValueError(f"encoder.name {name!r} is not one of {', '.join(PRESETS)}")
         given = {key: value for key, value in given.items() if value is not None}
-        size = dict(zip(("width", "depth", "heads"), PRESETS[name], strict=True)) | given
-        return Architecture(**self.default(size["width"], size["depth"]) | size)
+        size = dict(zip(("width", "depth", "heads"), PRESETS[name], strict=True))
+        size |= {key: given.pop(key) for key in size if key in given}
+        default = self.default(size["width"], size["depth"]) | size
+        made = Architecture(**default | given)
+        for key in set(given) - set(self.said or given):
+            value = getattr(Architecture(**default), key)
+            if getattr(made, key) != value:
+                raise ValueError(f"encoder.{key} {getattr(made, key)!r}: the family {self.name} has {value!r} only")
+        return made
 
     def embedding(self, modality: Modality, made: Architecture) -> Embedding:
         raise NotImplementedError
@@ -178,6 +192,10 @@ class Family:
     def head_outward(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
         """Change the tensors of our head before they get native names."""
 
+    def files(self, backbone: Backbone) -> dict[str, str]:
+        """Text files that an export holds beside the model and its processor, by their names."""
+        return {}
+
     def pipeline_tag(self, model) -> str | None:
         """A stock pipeline that runs with the exported model, by its name; None if there is none."""
         return "feature-extraction"
@@ -186,7 +204,9 @@ class Family:
         """All names, ours within the backbone."""
         for number in range(backbone.encoder.depth):
             for ours, native in self.trunk.items():
-                yield from leaves(f"encoder.blocks.{number}.{ours}", native, number)
+                parts = (ours,) if isinstance(ours, str) else ours
+                parts = tuple(f"encoder.blocks.{number}.{part}" for part in parts)
+                yield from leaves(parts[0] if len(parts) == 1 else parts, native, number)
         for ours, native in self.ends.items():
             yield from leaves(ours, native)
 
@@ -198,8 +218,8 @@ class Family:
         ours, used = dict(backbone.named_parameters()), set()
         for mine, theirs in self.pairs(backbone):
             used |= copy_in(ours, inner, mine, theirs)
-        kept = {name: tensor for name, tensor in inner.items() if name not in used}
-        start.native.kept, start.native.heads = kept, heads
+        kept = {name: tensor for name, tensor in inner.items() if name not in used | start.model.absent}
+        start.native.kept, start.native.heads = start.native.kept | kept, heads
         backbone.native = start.native
 
     def load_heads(self, start: Start, objective: nn.Module) -> None:
@@ -218,7 +238,11 @@ class Family:
         base = {} if brought is None else dict(brought.config)
         if base.pop("model_type", self.name) != self.name:  # of a family that goes out as this one
             base = {name: value for name, value in base.items() if name in config_class().to_dict()}
-        made = config_class.from_dict(self.without_dropout() | base | self.fields(backbone))
+        fields = self.fields(backbone)
+        for name in set(fields) & {"hidden_act", "hidden_activation"}:  # several names of one function
+            if ACTIVATIONS.get(base.get(name)) == backbone.encoder.architecture.activation:
+                fields.pop(name)
+        made = config_class.from_dict(self.without_dropout() | base | fields)
         name = (self.head_class(head) if head is not None else None) or self.base_class
         if keep_heads and brought is not None and brought.heads:
             name = brought.architecture
@@ -246,6 +270,10 @@ class Family:
                 state |= copy_out(inner, wanted, ours, theirs)
         elif keep_heads and brought is not None:
             state |= {name: tensor for name, tensor in brought.heads.items() if name in wanted}
+        place = {wanted[name].data_ptr(): name for name in state}
+        for name in wanted.keys() - state.keys():  # one tensor under two names: a decoder that is tied to the words
+            if (other := place.get(wanted[name].data_ptr())) is not None:
+                state[name] = state[other]
         model.load_state_dict(state, strict=True)
         return model.eval()
 
@@ -267,10 +295,14 @@ class Plain(Family):
         return modality.embedding(modality, made)
 
 
-def leaves(ours: str, native: str | tuple[str, ...], number: int = 0) -> Iterator[Pair]:
+def leaves(ours: str | tuple[str, ...], native: str | tuple[str, ...], number: int = 0) -> Iterator[Pair]:
     """The parameters that a module stands for; a name that ends as a parameter's does is itself."""
     names = tuple(name.format(number) for name in ((native,) if isinstance(native, str) else native))
-    if ours.endswith((".weight", ".bias")) or "." in ours and ours.split(".")[-1].startswith(("lead_", "hidden")):
+    if isinstance(ours, tuple):
+        for kind in ("weight", "bias"):
+            yield tuple(f"{name}.{kind}" for name in ours), tuple(f"{name}.{kind}" for name in names)
+        return
+    if ours.split(".")[-1] in ("weight", "bias") or "." in ours and ours.split(".")[-1].startswith(("lead_", "hidden")):
         yield (ours,), names
         return
     for kind in ("weight", "bias"):
@@ -281,7 +313,7 @@ def base_prefix(model) -> str:
     """Of the names of the base model within a model; empty if it is the base model."""
     prefix = f"{model.base_model_prefix}."
     # Of some the base model has a part of that name; the embeddings are in the base model itself.
-    return prefix if any(name.startswith(f"{prefix}embeddings.") for name in model.state_dict()) else ""
+    return prefix if any(name.startswith(f"{prefix}embed") for name in model.state_dict()) else ""
 
 
 def copy_in(ours: dict[str, Tensor], state: dict[str, Tensor], mine: tuple[str, ...], theirs: tuple[str, ...]):
@@ -311,12 +343,15 @@ def copy_out(ours: dict[str, Tensor], wanted: dict[str, Tensor], mine: tuple[str
     return {name: part.view(wanted[name].shape).clone() for name, part in zip(names, parts, strict=True)}
 
 
-def from_pretrained(family: Family, path: str, **hub):
-    """The published class of a checkpoint, in float32, never from a pickle. It must have all weights of the encoder."""
+def from_pretrained(family: Family, path: str, published: str | None = None, **hub):
+    """A checkpoint as the class that it was published as, or as the named one, in float32, never from a pickle.
+
+    It must have all weights of the encoder.
+    """
     import transformers
 
     config = getattr(transformers, family.config_class).from_pretrained(path, **hub)
-    published = (config.architectures or [family.base_class])[0]
+    published = published or (config.architectures or [family.base_class])[0]
     if not hasattr(transformers, published) or not published.startswith(family.base_class.removesuffix("Model")):
         published = family.base_class
     options = {"output_loading_info": True, "dtype": torch.float32, "use_safetensors": True}
@@ -330,35 +365,52 @@ def from_pretrained(family: Family, path: str, **hub):
     if missing or info["mismatched_keys"]:
         problem = missing or [name for name, *_ in info["mismatched_keys"]]
         raise ValueError(f"init_from {path}: the checkpoint lacks {', '.join(map(str, problem[:5]))}")
+    # Of the base model, what the checkpoint has not (its values here are random); in the file, what the class has not.
+    model.absent = {name.removeprefix(prefix) for name in info["missing_keys"]}
+    model.beyond = set(info["unexpected_keys"])
     return model.eval()
 
 
 def native_of(model) -> Native:
     """The configuration that a published model brought. Its own version and type are written anew at export."""
     config = copy.deepcopy(model.config).to_dict()
-    for name in ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"):
+    # `auto_map` names code that is never run here, nor does it go along: the native class has no need of it.
+    for name in ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "auto_map"):
         config.pop(name, None)
     return Native(config, architecture=type(model).__name__)
 
 
-def settings_of(config, hidden: int | None = None) -> dict[str, Any]:
-    """The architecture's fields as most configurations name them; `hidden` where one has no `intermediate_size`."""
-    activations = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "silu": "silu"}
-    if config.hidden_act not in activations:
-        raise ValueError(f"init_from: hidden_act {config.hidden_act!r} is not one of {', '.join(activations)}")
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def settings_of(config, hidden: int | None = None, names: dict[str, str] | None = None) -> dict[str, Any]:
+    """The architecture's fields as most configurations name them; `names` has other ones by the usual.
+
+    `hidden`: where there is no `intermediate_size`.
+    """
+    names = names or {}
+    activation = getattr(config, names.get("hidden_act", "hidden_act"))
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"init_from: hidden_act {activation!r} is not one of {', '.join(ACTIVATIONS)}")
     return {
         "width": config.hidden_size,
         "depth": config.num_hidden_layers,
         "heads": config.num_attention_heads,
         "hidden": hidden or config.intermediate_size,
-        "activation": activations[config.hidden_act],
-        "eps": config.layer_norm_eps,
+        "activation": ACTIVATIONS[activation],
+        "eps": getattr(config, names.get("layer_norm_eps", "layer_norm_eps")),
     }
 
 
-def fields_of(made: Architecture) -> dict[str, Any]:
+def fields_of(made: Architecture, names: dict[str, str] | None = None) -> dict[str, Any]:
     """The same fields, as those configurations want them."""
-    return {
+    fields = {
         "hidden_size": made.width,
         "num_hidden_layers": made.depth,
         "num_attention_heads": made.heads,
@@ -366,6 +418,7 @@ def fields_of(made: Architecture) -> dict[str, Any]:
         "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}[made.activation],
         "layer_norm_eps": made.eps,
     }
+    return {(names or {}).get(name, name): value for name, value in fields.items()}
 
 
 def require(backbone: Backbone, family: str, **fixed: Any) -> None:

@@ -6,11 +6,9 @@ from encoders.native.text import RobertaHead, TextFamily
 
 class RobertaPreLayerNorm(RobertaHead, TextFamily):
     name = "roberta-prelayernorm"
-    pooling = "lead"
     config_class, base_class = "RobertaPreLayerNormConfig", "RobertaPreLayerNormModel"
     classifier, masked_class = "RobertaPreLayerNormForSequenceClassification", "RobertaPreLayerNormForMaskedLM"
-    variant = TokenVariant()
-    fixed = {"mlp": "plain", "order": "pre", "norm": "layer", "theta": None, "layer_scale": None}
+    variant = TokenVariant(head_activation="gelu")
     trunk = {
         "norm1": "encoder.layer.{}.attention.LayerNorm",
         "attention.qkv": (
