@@ -78,7 +78,8 @@ class Backbone(nn.Module):
         return tokens, segment, place
 
     def encode(self, view: View, hide: Bool[Tensor, "r n"] | None = None) -> Encoded:
-        return self.split(self.encoder(*self.tokens(view, hide)), view)
+        samples = None if view.samples is None else view.samples.shape[1]
+        return self.split(self.encoder(*self.tokens(view, hide), samples=samples), view)
 
     def split(self, tokens: Float[Tensor, "r m d"], view: View) -> Encoded:
         """Take encoded tokens apart again into leads and pieces."""

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from encoders import packed
 from modalities.domains import Count, Each, Positive
 
 if TYPE_CHECKING:  # importing it takes half a second
     from torch.nn.attention.flex_attention import BlockMask
 
-    Attend = Bool[Tensor, "r 1 w m"] | BlockMask
+    Attend = Bool[Tensor, "r 1 w m"] | BlockMask | packed.Sequences
 
 # width, depth, heads (ViT: Dosovitskiy et al. 2021, table 1; tiny and small: DeiT, Touvron et al. 2021)
 PRESETS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -127,30 +128,41 @@ class Encoder(nn.Module):
         place: Float[Tensor, "r m a"] | None = None,
         every_layer: bool = False,
         wanted: int | None = None,
+        samples: int | None = None,
     ) -> Float[Tensor, "r w d"] | list[Float[Tensor, "r m d"]]:
         """Encode rows. Tokens see those of their own segment only; without `segment`, their whole row.
 
         `place` holds the coordinates that rotations and windows read, on `a` axes; [1 m a] where all rows share them.
         With `every_layer`, a list: the input, then each block's output, the last of them through the last norm. (The
         native `hidden_states` of several families end before that norm.) With `wanted`, only that many tokens, the last
-        of each row, come out of the last block.
+        of each row, come out of the last block. No row has more segments than `samples`, holes aside: without that
+        number attention on a GPU reckons with one a token.
         """
-        made, seen = self.architecture, tokens.shape[1]
+        made, seen, last = self.architecture, tokens.shape[1], wanted
+        sequences = None
+        if segment is not None and not any(made.windows) and packed.usable(tokens, made.width // made.heads):
+            sequences = packed.sequences(segment, samples or seen)
+            tokens, place = sequences.sort(tokens), None if place is None else sequences.sort(place)
+            attends, last = {0: sequences}, None  # those that are wanted no longer lie last
+        else:
+            attends = {window: attention_mask(segment, place, window, seen) for window in set(made.windows)}
         rotations = {theta: rotation(place, made.width // made.heads, theta) for theta in self._thetas()}
-        attends = {window: attention_mask(segment, place, window, seen) for window in set(made.windows)}
         layers = [tokens]
         for number, (block, window) in enumerate(zip(self.blocks, made.windows, strict=True), 1):
             attend = attends[window]
-            if number == self.depth and wanted and wanted < seen:
-                seen, attend = wanted, attention_mask(segment, place, window, wanted)
+            if number == self.depth and last and last < seen:
+                seen, attend = last, attention_mask(segment, place, window, last)
             given = tokens, attend, rotations.get(self._theta(window)), seen
             if self.recompute and torch.is_grad_enabled():
                 tokens = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
             else:
                 tokens = block(*given)
             layers.append(tokens)
-        tokens = self.norm(tokens)
-        return [*layers[:-1], tokens] if every_layer else tokens
+        layers = [*layers[:-1], self.norm(tokens)] if every_layer else [self.norm(tokens)]
+        if sequences is not None:
+            layers = [sequences.put_back(x) for x in layers]
+            layers[-1] = layers[-1][:, -(wanted or seen) :]
+        return layers if every_layer else layers[-1]
 
     def _theta(self, window: int) -> float | None:
         made = self.architecture
@@ -289,7 +301,9 @@ class Attention(nn.Module):
         q = q[:, :, -wanted:]
         if turn is not None:
             q, k = rotate(q, tuple(part[:, :, -wanted:] for part in turn)), rotate(k, turn)
-        if attend is None or isinstance(attend, Tensor):
+        if isinstance(attend, packed.Sequences):
+            x = attend.attend(q, k, v)
+        elif attend is None or isinstance(attend, Tensor):
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
         else:
             from torch.nn.attention.flex_attention import flex_attention

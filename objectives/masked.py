@@ -94,10 +94,11 @@ class MAE(Objective):
         pieces = pieces + self.places(kept.position, kept.grid)
         holes = (self.hidden + self.places(dropped.position, dropped.grid)).to(pieces.dtype)
         tokens, segment = torch.cat([leads, pieces, holes], dim=1), None
+        _, samples, each, _ = encoded.leads.shape
         if kept.segment is not None:
-            samples = kept.samples.repeat_interleave(encoded.leads.shape[2], dim=1)
-            segment = torch.cat([samples, kept.segment, dropped.segment], dim=1)
-        return self.decoder(tokens, segment, wanted=holes.shape[1])
+            of_leads = kept.samples.repeat_interleave(each, dim=1)
+            segment = torch.cat([of_leads, kept.segment, dropped.segment], dim=1)
+        return self.decoder(tokens, segment, wanted=holes.shape[1], samples=samples)
 
 
 class Masked(Objective):

@@ -117,7 +117,8 @@ class Loop:
         figures: dict[str, Any] = {}
         self.log = Log(self.folder, run, self.steps, self.step, silent=not self.team.is_first)
         self.log.say(self._opening())
-        self.log.say(self.engine.describe())
+        timed = f"; the time to come is said after {TIMED} steps" if self.steps - self.step >= TIMED else ""
+        self.log.say(self.engine.describe() + timed)
         batches = self.order.micro_batches(
             self.step, self.steps, run.gradient_accumulation_steps, self.team.rank, self.team.count
         )

@@ -421,6 +421,7 @@ def test_a_run_says_what_it_runs_on_and_what_it_waits_for(launch, pictures, tmp_
     said = ran.output()
     first = next(line for line in said.splitlines() if line.startswith("CPU, 1 thread(s) a rank, float32; a step is 4"))
     assert "samples × 1 micro-batch(es) × 1 rank(s)" in first and "GB a rank" in first
+    assert first.endswith("; the time to come is said after 3 steps")
     assert said.count(" to come, at ") == 1 and said.count("data_wait ") == 1
     assert said.index(first) < said.index(" to come, at ")
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
