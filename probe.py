@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from training.errors import UserError, at_home, one_line, one_line_exit
+from training.errors import UserError, at_home, one_line_exit
 
 FEW_DRAWS = 10  # of few labels, by default; three are luck
 
@@ -56,7 +56,7 @@ def probe(
     import torch
 
     from evaluation.features import extract
-    from evaluation.labels import number
+    from evaluation.labels import number, splits
     from evaluation.load import from_run, published
     from evaluation.probes import PROBES, over_draws, score
     from training.engine import pick_device
@@ -137,44 +137,6 @@ def known_column(name: str, config, modality, split: str) -> str | None:
     found = split_called(split, list(source.read))
     has = found is not None and config.data.column in source.read[found]().column_names
     return config.data.column if has else None
-
-
-def splits(source, modality, train_split: str, test_split: str | None, most: int):
-    """Labelled rows to learn from and to judge, at most so many, and the labels of both."""
-    import numpy as np
-
-    from evaluation.labels import hold_out, labelled, number
-    from training.sources import load, split_called, splits_of
-
-    there = splits_of(source, modality)
-    train = load(source, modality, train_split)
-    learn = split_called(train_split, there)
-    train, words = labelled(train, learn)
-    wanted = [test_split] if test_split else ["test", "validation"]
-    tried = [s for s in dict.fromkeys(split_called(w, there) for w in wanted) if s]
-    if test_split and not tried:
-        raise UserError(f"data {source.name} has no split {test_split!r}; it has {', '.join(there)}")
-    if test_split and tried[0] == learn:
-        raise UserError(f"test_split {test_split} is the split that the probe learns from; name another, or none")
-    for split in tried:
-        if split == learn:
-            continue
-        try:
-            test, test_words = labelled(load(source, modality, split), split)
-        except UserError as error:
-            if test_split or "no row has a label" not in str(error):
-                raise
-            print(f"{one_line(error)}: not judged on")
-            continue
-        random = np.random.RandomState(0)
-        pick, test_pick = (random.permutation(len(rows))[:most] for rows in (train, test))
-        break
-    else:
-        pick, test_pick = hold_out(number([words], train.label)[1][0], most)
-        test, test_words = train, words
-        print(f"no other split with labels: of {learn}, {len(test_pick):,} rows are held out to judge, by class")
-    chosen = [[w[i] for i in p] for w, p in ((words, pick), (test_words, test_pick))]
-    return train.select(pick), test.select(test_pick), chosen
 
 
 def report_lost(split: str, count: int, found) -> None:

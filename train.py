@@ -30,7 +30,9 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
 
     # Imported only now: arguments are refused in the time that torch takes.
     from encoders import native
-    from training import engine, log
+    from evaluation.online import watch
+    from training import engine, log, starts
+    from training.continuing import restrain
     from training.loop import Loop
     from training.run_folder import RunFolder
     from training.signals import Signals
@@ -44,24 +46,26 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         device, team = engine.start(config.run), Team()
         team.agree(config.shared(), "start all ranks with the same options")
         team.each(lambda: log.check(config.run))
-        start = None
-        if config.run.init_from:
-            name = config.modality["name"]
-            start = team.each(lambda: native.start_from(config.run.init_from, name), turns=True)
+        # The first rank decides whose the folder is and where the run goes on; the others are told.
+        folder, start = RunFolder(config.run.output_dir), None
+        team.first(lambda: held.enter_context(folder) and None)
+        origin = team.first(lambda: folder.origin(config))
+        if config.run.init_from and origin is not None:  # what it started from is not needed any more
+            config.recall(team.first(folder.stored))
+        elif config.run.init_from:
+            start = team.each(lambda: starts.find(config.run.init_from, config.modality["name"]), turns=True)
             note = config.adopt(start)
             print_once(f"init_from {config.run.init_from}: {start}")
             if note:
                 print_once(f"init_from, changed: {note}")
-        # The first rank decides whose the folder is and where the run goes on; the others are told.
-        folder = RunFolder(config.run.output_dir)
-        team.first(lambda: held.enter_context(folder) and None)
-        origin = team.first(lambda: folder.origin(config))
         modality = config.build_modality()
         rows = team.each(lambda: load(config.data, modality), turns=True)
 
         def prepare(to: str) -> None:
             if origin is not None:
                 modality.load(os.path.join(origin["folder"], "modality"))
+            elif fitted := getattr(start, "folder", None):
+                modality.load(os.path.join(fitted, "modality"))
             elif note := modality.fit(rows.table, rows.column):
                 print_once(f"data: {note}")
             if team.count > 1:
@@ -73,7 +77,10 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         objective = team.each(lambda: config.build_objective(modality, start if origin is None else None))
         if origin is not None and team.is_first:  # who writes checkpoints
             objective.backbone.native = native.Native.load(Path(origin["folder"]) / "native")
-        return Loop(config, objective, rows, device, team, origin, folder, signals).train()
+        if note := restrain(objective, config.run):
+            print_once(note)
+        watched = team.each(lambda: watch(config, modality, device), turns=True) if config.run.probe_data else None
+        return Loop(config, objective, rows, device, team, origin, folder, signals, watched).train()
 
 
 def show(config: Config | dict[str, Any] | str | os.PathLike) -> None:

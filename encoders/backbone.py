@@ -60,22 +60,8 @@ class Backbone(nn.Module):
 
         Where `hide` is True the embedding's `hidden` stands in for the content; the place stays.
         """
-        embedding = self.embedding
-        content = embedding.content(view.data)
-        if hide is not None:
-            content = torch.where(hide[..., None], embedding.hidden.to(content.dtype), content)
-        pieces = embedding.join(content, embedding.place(view.position, view.grid))
-        lead = embedding.lead().to(pieces.dtype)
-        samples = 1 if view.segment is None else view.samples.shape[1]
-        tokens = torch.cat([lead.repeat(samples, 1).expand(len(pieces), -1, -1), pieces], dim=1)
-        segment, place = None, None
-        if view.segment is not None:
-            segment = torch.cat([view.samples.repeat_interleave(len(lead), dim=1), view.segment], dim=1)
         made = self.encoder.architecture
-        if made.theta is not None or any(made.windows):
-            place = embedding.coordinate(view.position, view.grid)
-            place = torch.cat([place.new_zeros(len(place), samples * len(lead), place.shape[-1]), place], dim=1)
-        return tokens, segment, place
+        return self.embedding(view, hide, made.theta is not None or any(made.windows))
 
     def encode(self, view: View, hide: Bool[Tensor, "r n"] | None = None) -> Encoded:
         samples = None if view.samples is None else view.samples.shape[1]
@@ -87,9 +73,14 @@ class Backbone(nn.Module):
         leads = samples * self.embedding.leads
         return Encoded(tokens[:, :leads].unflatten(1, (samples, self.embedding.leads)), tokens[:, leads:])
 
-    def forward(self, view: View) -> Float[Tensor, "b e"]:
-        """Each sample's vector, in batch order, by the backbone's pooling."""
-        return pool(self.encode(view), view, self.pooling)
+    def forward(
+        self, view: View, poolings: tuple[Pooling, ...] | None = None
+    ) -> Float[Tensor, "b e"] | list[Float[Tensor, "b e"]]:
+        """Each sample's vector, in batch order, by the backbone's pooling; or a list, one for each of `poolings`."""
+        encoded = self.encode(view)
+        if poolings is None:
+            return pool(encoded, view, self.pooling)
+        return [pool(encoded, view, pooling) for pooling in poolings]
 
 
 def pool(encoded: Encoded, view: View, pooling: Pooling) -> Float[Tensor, "b e"]:

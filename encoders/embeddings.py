@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.encoder import ACTIVATIONS, Architecture
 from encoders.positions import Positions
-from modalities import Grid, Modality, Text
+from modalities import Grid, Modality, Text, View
 
 
 class Embedding(nn.Module):
@@ -29,6 +29,26 @@ class Embedding(nn.Module):
     def __init__(self, modality: Modality, made: Architecture):
         super().__init__()
         self.modality = modality
+
+    def forward(self, view: View, hide: Bool[Tensor, "r n"] | None = None, coordinates: bool = False):
+        """Tokens `[r m d]`, leads first, their segments `[r m]` or None, their coordinates `[r m a]` or None.
+
+        Where `hide` is True `hidden` stands in for the content; the place stays.
+        """
+        content = self.content(view.data)
+        if hide is not None:
+            content = torch.where(hide[..., None], self.hidden.to(content.dtype), content)
+        pieces = self.join(content, self.place(view.position, view.grid))
+        lead = self.lead().to(pieces.dtype)
+        samples = 1 if view.segment is None else view.samples.shape[1]
+        tokens = torch.cat([lead.repeat(samples, 1).expand(len(pieces), -1, -1), pieces], dim=1)
+        segment, place = None, None
+        if view.segment is not None:
+            segment = torch.cat([view.samples.repeat_interleave(len(lead), dim=1), view.segment], dim=1)
+        if coordinates:
+            place = self.coordinate(view.position, view.grid)
+            place = torch.cat([place.new_zeros(len(place), samples * len(lead), place.shape[-1]), place], dim=1)
+        return tokens, segment, place
 
     def lead(self) -> Float[Tensor, "l d"]:
         """The tokens at the head of each sample that stand for no piece."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from encoders.backbone import Backbone, pool, pool_pieces
+from encoders.backbone import Backbone
 from modalities import BadSample
 from training.loader import as_it_is, name_of
 from training.sources import Rows
@@ -59,10 +59,9 @@ def extract(
         if "view" not in made:
             continue
         view = modality.prepare(made["view"].to(device))
-        encoded = backbone.encode(view)
         row = owner[made["sample"]]
         np.add.at(count, row, 1)
-        pooled = (pool(encoded, view, backbone.pooling), pool_pieces(encoded, view))
+        pooled = backbone(view, (backbone.pooling, "pieces"))
         for pooling, vectors in zip(POOLINGS, pooled, strict=True):
             vectors = vectors.double().cpu().numpy()
             sums = total.setdefault(pooling, np.zeros((len(rows), vectors.shape[1])))

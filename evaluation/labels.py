@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from training.errors import UserError
-from training.sources import Rows
+from training.errors import UserError, one_line
+from training.sources import Rows, load, split_called, splits_of
 
 FEW = 20  # classes that need no second look
 KINDS = {
@@ -88,3 +88,36 @@ def hold_out(y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
         judge.append(rows[:cut])
         learn.append(rows[cut:])
     return tuple(random.permutation(np.concatenate(part))[:most] for part in (learn, judge))
+
+
+def splits(source, modality, train_split: str, test_split: str | None, most: int):
+    """Labelled rows to learn from and to judge, at most so many, and the labels of both."""
+    there = splits_of(source, modality)
+    train = load(source, modality, train_split)
+    learn = split_called(train_split, there)
+    train, words = labelled(train, learn)
+    wanted = [test_split] if test_split else ["test", "validation"]
+    tried = [s for s in dict.fromkeys(split_called(w, there) for w in wanted) if s]
+    if test_split and not tried:
+        raise UserError(f"data {source.name} has no split {test_split!r}; it has {', '.join(there)}")
+    if test_split and tried[0] == learn:
+        raise UserError(f"test_split {test_split} is the split that the probe learns from; name another, or none")
+    for split in tried:
+        if split == learn:
+            continue
+        try:
+            test, test_words = labelled(load(source, modality, split), split)
+        except UserError as error:
+            if test_split or "no row has a label" not in str(error):
+                raise
+            print(f"{one_line(error)}: not judged on")
+            continue
+        random = np.random.RandomState(0)
+        pick, test_pick = (random.permutation(len(rows))[:most] for rows in (train, test))
+        break
+    else:
+        pick, test_pick = hold_out(number([words], train.label)[1][0], most)
+        test, test_words = train, words
+        print(f"no other split with labels: of {learn}, {len(test_pick):,} rows are held out to judge, by class")
+    chosen = [[w[i] for i in p] for w, p in ((words, pick), (test_words, test_pick))]
+    return train.select(pick), test.select(test_pick), chosen

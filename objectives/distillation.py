@@ -35,6 +35,8 @@ class BYOL(Objective):
         if not half_life > 0:
             raise ValueError(f"objective.half_life {half_life} is not above 0; try 5000")
         self.compares = head.norm == "batch"
+        if head.layers < 1:
+            raise ValueError("objective.head.layers 0 is not in [1, inf); try 2: what is predicted is a projection")
         self.projector = MLPHead(backbone.pooled_width, head)
         self.predictor = MLPHead(head.out, replace(head, layers=2))
         self.teacher = Teacher(backbone, self.projector, half_life=half_life)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from modalities.domains import Count
+from modalities.domains import Count, Number
 from objectives import collectives
 
 
@@ -43,13 +43,13 @@ class Head:
     Args:
         hidden: width of the hidden layers.
         out: width of a projection.
-        layers: number of linear layers.
+        layers: number of linear layers; 0 has no head: the encoder's vectors themselves are compared.
         norm: `batch` normalises over the global batch, `layer` over each sample's features.
     """
 
     hidden: Count = 2048
     out: Count = 128
-    layers: Count = 2
+    layers: Number = 2
     norm: Literal["batch", "layer"] = "batch"
 
 
@@ -66,7 +66,7 @@ class MLPHead(nn.Sequential):
         for _ in range(head.layers - 1):
             modules += [nn.Linear(width, head.hidden, bias=False), NORMS[head.norm](head.hidden), nn.ReLU()]
             width = head.hidden
-        super().__init__(*modules, nn.Linear(width, head.out))
+        super().__init__(*modules, *([nn.Linear(width, head.out)] if head.layers else []))
         for module in self:
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -32,6 +32,7 @@ from training.errors import UserError, one_line
 from training.ranks import Team
 
 PREFIX = "checkpoint-"
+BEST = "best.json"  # in the run's folder: the step of the best checkpoint, where one was asked for
 NEEDED = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
 
 
@@ -111,12 +112,13 @@ def _write(run_folder: Path, step: int, weights, moments, state, config, modalit
     return folder
 
 
-def prune(run_folder: Path, keep: int, written: int) -> None:
+def prune(run_folder: Path, keep: int, written: int, spared: int | None = None) -> None:
     """Delete all but `keep` checkpoints, the one just written and those before it, and what a kill left half-written.
 
-    Those of higher numbers are damaged, since the run came here from an earlier one.
+    Those of higher numbers are damaged, since the run came here from an earlier one. `spared`: the step of one more
+    that is kept, the best by a probe.
     """
-    earlier = [folder for folder in folders(run_folder) if number(folder) < written]
+    earlier = [folder for folder in folders(run_folder) if number(folder) < written and number(folder) != spared]
     later = [folder for folder in folders(run_folder) if number(folder) > written]
     for folder in earlier[keep - 1 :] + later:
         shutil.rmtree(folder, ignore_errors=True)
@@ -153,6 +155,15 @@ def newest(run_folder: Path, say=print) -> Path | None:
             "again in another output_dir"
         )
     return None
+
+
+def best(run_folder: Path) -> Path | None:
+    """The best checkpoint by the run's own probe, if it kept one and it is whole."""
+    file = run_folder / BEST
+    if not file.is_file():
+        return None
+    folder = run_folder / f"{PREFIX}{json.loads(file.read_text())}"
+    return folder if damage(folder) is None else None
 
 
 def damage(folder: Path) -> str | None:

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import io
+import json
 import os
 import re
 import sys
@@ -55,6 +56,8 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
     argv = [re.sub(rf"^--({'|'.join(GROUPS)})(?==|$)", r"--\1.name", argument) for argument in argv]
     stored = given.pop("origin", None)
     origin = dict(stored or {})
+    if stored is None:
+        origin = _recipe(given, argv)
     names = {}
     for group, table in (("modality", MODALITIES), ("objective", OBJECTIVES)):
         asked, filed = peek(argv, f"--{group}.name"), given.get(group, {}).get("name")
@@ -83,10 +86,56 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
     groups = {name: values.pop(name) for name in GROUPS}
     run = Run(**{key: value for key, value in values.items() if key in Run.__dataclass_fields__})
     # What is not said to come from elsewhere was given, even if it equals the default; a stored configuration says.
-    kept = {k: o for k, o in origin.items() if k in filed}
+    kept = {k: o for k, o in origin.items() if k in filed and k not in said}
     filed = {k for k, v in filed.items() if k not in kept and (stored is None or v != usual.get(k))}
     origin = kept | dict.fromkeys(filed, "file") | dict.fromkeys((k for k in said if k in usual), "command line")
     return Config(run, Data(**groups.pop("data")), **groups, origin=origin).check()
+
+
+def _recipe(given: dict[str, Any], argv: list[str]) -> dict[str, str]:
+    """Put the recipe of continuing a checkpoint under what was given, where there is one; returns the origin of each.
+
+    The modality is the checkpoint's. Of another objective than the recipe's, its settings have no use.
+    """
+    source = peek(argv, "--init_from") or given.get("init_from")
+    if not source:
+        return {}
+    asked = peek(argv, "--modality.name") or given.get("modality", {}).get("name")
+    folder = peek(argv, "--output_dir") or given.get("output_dir", "")
+    # A run that goes on does not need what it started from.
+    modality = asked or modality_of(str(home(source))) or modality_of(str(home(folder)))
+    file = Path(__file__).parents[1] / "configs" / f"continue_{modality}.yaml"
+    if modality not in MODALITIES or not file.is_file():
+        return {}
+    recipe = unfold(load_yaml(file))
+    objective = peek(argv, "--objective.name") or given.get("objective", {}).get("name")
+    if objective and objective != recipe["objective"]["name"]:
+        del recipe["objective"]
+    filed = flatten(given)
+    origin = {key: "recipe" for key in flatten(recipe) if key not in filed}
+    given |= merge(recipe, given)
+    return origin
+
+
+def modality_of(source: str) -> str | None:
+    """The modality of a published checkpoint or of a run of ours; None where it cannot be told from here."""
+    from encoders.native import FAMILIES
+
+    run, published = Path(source) / "config.yaml", Path(source) / "config.json"
+    if run.is_file():
+        return load_yaml(run).get("modality", {}).get("name")
+    try:
+        if published.is_file():
+            kind = json.loads(published.read_text(encoding="utf-8")).get("model_type")
+        elif Path(source).exists():
+            return None
+        else:
+            from transformers import PreTrainedConfig
+
+            kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    except (OSError, ValueError, AttributeError):  # said when it is opened
+        return None
+    return FAMILIES[kind].modality if kind in FAMILIES else None
 
 
 def readable(error: ArgumentError) -> str:

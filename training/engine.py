@@ -170,24 +170,31 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
     Modules say both. `no_decay` names parameters of theirs that are not decayed, such as positions and leads; biases
     and norms, whatever has fewer than two axes, never are. `rate_scale` is a factor on all that lies within the module;
-    factors of nested modules multiply.
+    factors of nested modules multiply. What lies in a module that `waits` stands still while heads learn alone, and has
+    its own rate later; parameters that a module says are `like_heads` (a fresh mask token) are trained as those are.
     """
     exempt = {id(part.get_parameter(name)) for part in module.modules() for name in getattr(part, "no_decay", ())}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
 
-    def collect(part: nn.Module, scale: float) -> None:
+    def collect(part: nn.Module, scale: float, waits: bool) -> None:
         scale *= getattr(part, "rate_scale", 1.0)
-        for parameter in part.parameters(recurse=False):
+        waits = waits or getattr(part, "waits", False)
+        for name, parameter in part.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))  # a tied one belongs where it is met first
                 decay = 0.0 if parameter.ndim < 2 or id(parameter) in exempt else weight_decay
-                groups.setdefault((decay, scale), []).append(parameter)
+                alone = name in getattr(part, "like_heads", ())
+                key = (decay, 1.0, False) if alone else (decay, scale, waits)
+                groups.setdefault(key, []).append(parameter)
         for child in part.children():
-            collect(child, scale)
+            collect(child, scale, waits)
 
     seen: set[int] = set()
-    collect(module, 1.0)
-    return [{"params": group, "weight_decay": decay, "scale": scale} for (decay, scale), group in groups.items()]
+    collect(module, 1.0, False)
+    return [
+        {"params": group, "weight_decay": decay, "scale": scale, "waits": waits}
+        for (decay, scale, waits), group in groups.items()
+    ]
 
 
 def optimizer(run: Run, module: nn.Module) -> torch.optim.Optimizer:
@@ -274,7 +281,7 @@ class Engine:
         # A loss that is not finite makes the gradient so, on all ranks: then `step` changes no weight.
         self.engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, math.nan))
 
-    def step(self, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, rate: float, trunk_rate: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Apply one micro-batch's turn of a step; at the boundary, the step. Returns (applied, gradient norm).
 
         Both are on the device, for at stage 0 nobody waits for it: the optimizer itself leaves out a step whose
@@ -284,7 +291,8 @@ class Engine:
             self.engine.step()
             return self._scalar(False), self._scalar(math.nan)
         for group in self.base_optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+            waits = group["waits"] and trunk_rate is not None
+            group["lr"] = (trunk_rate if waits else rate) * group["scale"]
         if self.stage:
             self.engine.step()
             applied, norm = self.engine.was_step_applied(), self.engine.get_global_grad_norm()

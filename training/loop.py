@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -52,11 +53,12 @@ class Loop:
         origin: dict[str, Any] | None = None,
         folder: RunFolder | None = None,
         signals: Signals | None = None,
+        probe: Callable | None = None,
     ):
         run = self.run = config.run
         self.config, self.rows, self.device, self.origin = config, rows, device, origin
         self.team, self.held, self.signals = team or Team(), folder, signals or Signals()
-        self.modality = objective.backbone.modality
+        self.modality, self.probe = objective.backbone.modality, probe
         self.folder = Path(run.output_dir)
 
         training, evaluation = held_out(len(rows), config.data.eval_fraction)
@@ -69,6 +71,9 @@ class Loop:
         self.order = Order(len(self.table), self.batch, run.seed)
         self.steps = total_steps(config, self.order)
         self.warmup = warmup_of(run, self.steps)
+        # A run that continues an encoder is short, and may harm it: it is looked at ten times.
+        usual = run.init_from and "eval_steps" not in config.given
+        self.eval_steps = max(1, self.steps // 10) if usual else run.eval_steps
         base = run.base_learning_rate
         self.peak = run.learning_rate if base is None else base * self.batch / 256
         self.fingerprint = fingerprint(rows)
@@ -131,6 +136,8 @@ class Loop:
         self.signals.loop()
         begun, second, advised = self.step, time.perf_counter(), False
         try:
+            if self.probe is not None and not self.probe.start:
+                self.log.write(self.step, self._probed())  # before the first step: the start
             while self.step < self.steps:
                 try:
                     with pace.waiting():
@@ -143,12 +150,13 @@ class Loop:
                 if self.team.count == 1 or self.step % run.logging_steps == 0:
                     self.bad.share()
                 loss, rate = self._step(micro, self.monitor)
+                better = False
                 if self.step == begun + TIMED:
                     self.log.say(self._to_come((time.perf_counter() - second) / (TIMED - 1)))
                 elif self.step == begun + 1:
                     second = time.perf_counter()
                 last = self.step == self.steps
-                evaluating = last or run.eval_steps and self.step % run.eval_steps == 0
+                evaluating = last or self.eval_steps and self.step % self.eval_steps == 0
                 if self.step % run.logging_steps == 0 or evaluating:
                     speed, wait = pace(self.step)
                     figures = {
@@ -165,6 +173,9 @@ class Loop:
                         figures |= self.monitor.figures(self.step, features) if self.team.is_first else {}
                     if evaluating:
                         figures |= self.evaluate()
+                        if self.probe is not None:
+                            figures |= self._probed()
+                            better = run.keep == "best" and self.probe.improved()
                     self.log.write(self.step, figures)
                     self.log.progress(self.step, figures["loss"], rate, speed)
                     if alarm := self.monitor.alarm():
@@ -174,13 +185,15 @@ class Loop:
                         self.log.say(self._advice(figures["data_wait"]))
                     pace.restart(self.step)
                 stop, due = agree(self.signals.caught is not None, self._is_due())
-                if last or stop or due or run.save_steps and self.step % run.save_steps == 0:
+                if last or stop or due or better or run.save_steps and self.step % run.save_steps == 0:
                     self.save()
                 if stop and not last:
                     self._stop(agree)
             agree.last()
             self.team.first(self.writer.wait)
             self.log.say(f"verdict: {self.monitor.verdict()}")
+            if self.probe is not None:
+                self.log.say(f"on {self.run.probe_data}: {self.probe.verdict()}")
             self.log.say(f"{self.folder}: {self.steps:,} steps done, {len(self.bad)} unusable samples replaced")
             self.log.say(f"next: python probe.py {self.folder}; python export.py {self.folder} --to exported")
         finally:
@@ -217,7 +230,12 @@ class Loop:
 
     def _step(self, micro, monitor: Monitor) -> tuple[torch.Tensor, float]:
         """One optimizer step; returns (loss of this rank, learning rate). At stage 0 the host waits for nothing."""
-        rate = learning_rate(self.peak, self.warmup, self.step, self.steps)
+        rate, first = learning_rate(self.peak, self.warmup, self.step, self.steps), self.run.head_steps
+        trunk_rate = None  # as the heads'
+        if first:
+            late = self.step - first
+            trunk_rate = 0.0 if late < 0 else learning_rate(self.peak, self.warmup, late, max(1, self.steps - first))
+        self.objective.before_step(self._progress())
         loss, extras = torch.zeros((), device=self.device), []
         for number, batch in enumerate(micro):
             # Whatever draws from torch's own generator (a dropout, say) is the same after a resume.
@@ -228,7 +246,7 @@ class Loop:
             extras.append({name: out[name] for name in self.objective.extras})
             if "features" in out:
                 monitor.see(out["features"])
-            applied, norm = self.engine.step(rate)
+            applied, norm = self.engine.step(rate, trunk_rate)
         self.step += 1
         self.unjudged.append((applied, norm))
         with torch.no_grad():
@@ -272,6 +290,15 @@ class Loop:
                 )
         return norm
 
+    def _probed(self) -> dict[str, float]:
+        """Figures of the encoder on labels that it is not trained on. All ranks make the features, alike."""
+        figures = self.probe(self.objective.backbone, self.step)
+        self.objective.train()
+        return figures
+
+    def _progress(self) -> Progress:
+        return Progress(self.step, self.steps, self.batch)
+
     def evaluate(self) -> dict[str, float]:
         """Mean loss on the held-out part, with the same views and masks every time."""
         size = min(self.run.per_device_train_batch_size, len(self.eval_table) // self.engine.ranks)
@@ -281,6 +308,7 @@ class Loop:
         share = range(self.engine.rank, whole * self.engine.ranks, self.engine.ranks)
         batches = [[(0, i) for i in range(b * size, (b + 1) * size)] for b in share]
         self.objective.eval()
+        self.objective.before_step(self._progress())
         losses = []
         with torch.no_grad():
             # A few batches are read sooner than a process is started.
@@ -326,6 +354,7 @@ class Loop:
             "data": self.fingerprint,
             "bad": self.bad.state(),
             "monitor": self.monitor.state(),
+            "probe": self.probe and self.probe.state(),
         }
         self.log.flush()
         kept = {} if features is None else {"features": features.cpu()}
@@ -334,7 +363,10 @@ class Loop:
     def _write(self, step: int, weights, moments, state, features) -> None:
         what = weights, moments, state, self.config.stored(), self.modality, self.objective.backbone.native, features
         checkpoint.write(self.folder, step, *what)
-        checkpoint.prune(self.folder, self.run.save_total_limit, step)
+        best = state["probe"] and state["probe"]["best_step"] if self.run.keep == "best" else None
+        if best is not None:
+            checkpoint.write_aside(self.folder / checkpoint.BEST, json.dumps(best))
+        checkpoint.prune(self.folder, self.run.save_total_limit, step, best)
 
     def _check(self, origin: dict[str, Any]) -> None:
         """May this run go on from there? On the first rank, before anything is built."""
@@ -389,6 +421,8 @@ class Loop:
             features = checkpoint.Shared(folder / "monitor.safetensors", self.team, self.device)
             ranks = self.team.rank, self.team.count
             self.monitor.load(state["monitor"], features["features"] if len(features) else None, *ranks)
+        if self.probe is not None and state.get("probe"):
+            self.probe.load(state["probe"])
         if not self.team.is_first:
             return
         print(f"continuing from {folder}: step {self.step} of {self.steps}", flush=True)

@@ -179,6 +179,10 @@ class RunFolder:
             print(f"output_dir {path}: no checkpoint was written, so the run starts again at step 0", flush=True)
         return None if found is None else checkpoint.origin(found)
 
+    def stored(self) -> dict[str, Any]:
+        """The configuration of the run that is in it."""
+        return read_config(self.path / "config.yaml")
+
 
 def harmless(file: Path) -> bool:
     """What a run never overwrites: hidden files and logs, such as `tee` and `sbatch` leave in the folder."""

@@ -58,6 +58,15 @@ class Run:
             lead and that mean (`lead+pieces`), or the mean of all `tokens`. Default: what the family's classifier
             reads.
         init_from: hub id or folder of a published checkpoint to start from; sizes and processor come from there.
+        probe_data: data with labels that judges the encoder before the first step and at every evaluation, beside its
+            start: k-NN and a linear probe of 10 labels a class. Training never sees the labels.
+        keep: `best` also keeps, and exports, the checkpoint that was best by the linear probe of `probe_data`, judged
+            on other rows than the figures that are printed.
+        train_last: blocks of the encoder that are trained, the last ones, with its last norm; the others stand still.
+            Default: all, and the embedding.
+        layer_decay: factor of the learning rate of each block relative to the next one.
+        head_steps: steps in which heads learn and the encoder stands still; its own warm-up begins then.
+        trunk_scale: learning rate of the encoder relative to that of the heads.
         learning_rate: peak learning rate.
         base_learning_rate: if given, the peak is this × global batch / 256 instead.
         per_device_train_batch_size: samples a micro-batch on each rank.
@@ -96,6 +105,12 @@ class Run:
     family: str | None = None
     pooling: Pooling | None = None
     init_from: str | None = None
+    probe_data: str | None = None
+    keep: Literal["last", "best"] = "last"
+    train_last: Number | None = None
+    layer_decay: Annotated[float, Within("(0, 1]")] | None = None
+    head_steps: Number = 0
+    trunk_scale: Positive = 1.0
     learning_rate: Positive = 1.5e-3
     base_learning_rate: Positive | None = None
     per_device_train_batch_size: Count = 64
@@ -135,6 +150,9 @@ class Run:
         for tracker in self.trackers:
             if tracker not in ("tensorboard", "wandb", "trackio"):
                 raise UserError(f"report_to {tracker!r} is not one of tensorboard, wandb, trackio, none")
+
+        if self.keep == "best" and self.probe_data is None:
+            raise UserError("keep best: without labels nothing says which is best; give --probe_data")
 
     @property
     def trackers(self) -> list[str]:
@@ -245,6 +263,9 @@ class Config:
                 f"encoder {self.encoder['name']} was given, but init_from {self.run.init_from} has another size; leave "
                 "encoder out"
             )
+        depth = start.encoder.get("depth", 0)
+        if self.origin.get("train_last") == "recipe" and self.run.train_last > depth:
+            self.run.train_last = depth
         known = defaults_of(self.modality["name"], self.objective["name"])
         prefix = "modality."
         said_of = {key.removeprefix(prefix): value for key, value in self.given.items() if key.startswith(prefix)}
@@ -267,8 +288,22 @@ class Config:
                     f"{key} {plain(into.get(path[-1]))} was given, but init_from {self.run.init_from} has "
                     f"{plain(value)}, which cannot be changed; leave {key} out"
                 )
+        elif self.origin.get(key) == "recipe" and free:
+            return  # chosen for continuing, where the checkpoint's is what it was made with
         elif group != "objective" or key in known:
             into[path[-1]], self.origin[key] = value, "checkpoint"
+
+    def recall(self, stored: dict[str, Any]) -> None:
+        """Take what a checkpoint and the recipe said when this run began, from what the run has stored."""
+        flat = flatten({key: value for key, value in stored.items() if key != "origin"})
+        for key, origin in stored.get("origin", {}).items():
+            if origin not in CHOSEN or self.origin.get(key) in GIVEN:
+                continue
+            group, *path = key.split(".")
+            into = getattr(self, group) if path else vars(self.run)
+            for part in path[:-1]:
+                into = into.setdefault(part, {})
+            into[path[-1] if path else group], self.origin[key] = flat[key], origin
 
     def check(self) -> "Config":
         """Refuse wrong values before anything heavy: build all but the data's part, without memory."""

@@ -1,0 +1,162 @@
+"""Continuing an encoder: what stands still, what moves how slowly, where a run may start from, and who judges it."""
+
+import shutil
+
+import pytest
+import support
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from training import checkpoint
+from training.command_line import read
+from training.continuing import restrain
+from training.engine import parameter_groups
+from training.errors import UserError
+
+TINY = {"modality.image_size": 8, "modality.patch_size": 4, "encoder.width": 32, "encoder.depth": 3, "encoder.heads": 2}
+SHORT = {"per_device_train_batch_size": 8, "report_to": "none", "dataloader_num_workers": 0, "device": "cpu"}
+SHORT |= {"data.eval_fraction": 0}
+SIMCLR = {"objective": {"name": "simclr", "head": {"hidden": 16, "out": 8}}}
+
+
+def objective_of(**options):
+    config = read({"data": "digits", "output_dir": "run"} | TINY | SHORT | SIMCLR | options)
+    made = config.build_objective(config.build_modality())
+    return made, restrain(made, config.run), config
+
+
+def test_the_last_blocks_are_trained_and_the_hidden_token():
+    made, said, _ = objective_of(train_last=1, objective="masked", **{"objective.mask.ratio": 0.5})
+    trained = {name for name, p in made.backbone.named_parameters() if p.requires_grad}
+    assert trained == {"embedding.hidden"} | {
+        name for name, _ in made.backbone.named_parameters() if name.startswith(("encoder.blocks.2.", "encoder.norm."))
+    }
+    assert "the last 1 of 3 blocks" in said
+    with pytest.raises(UserError, match="train_last 4: the encoder has 3 blocks"):
+        objective_of(train_last=4)
+
+
+def test_frozen_blocks_keep_no_graph():
+    made, _, _ = objective_of(train_last=1)
+    outs = []
+    for block in made.backbone.encoder.blocks:
+        block.register_forward_hook(lambda _, __, out: outs.append(out.requires_grad))
+    image = made.backbone.modality
+    data = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    number = torch.arange(4)
+    from modalities import View
+
+    views = [image.prepare(View(data=data, seed=number, identity=number)) for _ in range(2)]
+    made(views)["loss"].backward()
+    assert outs == [False, False, True]
+
+
+def test_rates_by_layer_and_by_part():
+    made, _, config = objective_of(layer_decay=0.5, trunk_scale=0.1, head_steps=5)
+    groups = parameter_groups(made, config.run.weight_decay)
+    scale = {id(p): (g["scale"], g["waits"]) for g in groups for p in g["params"]}
+    parts = dict(made.named_parameters())
+    expected = {
+        "backbone.embedding.projection.weight": (0.1 * 0.5**4, True),
+        "backbone.encoder.blocks.0.mlp.up.weight": (0.1 * 0.5**3, True),
+        "backbone.encoder.blocks.2.mlp.up.weight": (0.1 * 0.5, True),
+        "backbone.encoder.norm.weight": (0.1, True),
+        "backbone.embedding.hidden": (1.0, False),
+        "projector.0.weight": (1.0, False),
+    }
+    for name, (rate, waits) in expected.items():
+        assert scale[id(parts[name])] == (pytest.approx(rate), waits), name
+
+
+def run(**options) -> None:
+    import train
+
+    train.pretrain(SHORT | SIMCLR | options)
+
+
+def test_the_trunk_stands_still_until_the_head_has_learned(launch, tmp_path):
+    options = {"data": "digits", "output_dir": str(tmp_path / "run"), "max_steps": 6, "save_steps": 2, "head_steps": 2}
+    launch(run, 1, **TINY, **options, save_total_limit=9, warmup_steps=0).results()
+    weights = [load_file(tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors") for step in (2, 4)]
+    config = read(yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()))
+    start = dict(config.build_objective(config.build_modality()).named_parameters())
+    for name, value in start.items():
+        if not value.requires_grad or name == "backbone.embedding.hidden":
+            continue
+        still = name.startswith("backbone.")
+        assert torch.equal(weights[0][name], value) == still, name
+        if still:
+            assert not torch.equal(weights[1][name], value), name
+
+
+@pytest.fixture(scope="module")
+def first(launch, tmp_path_factory):
+    """A run of ours, to start from."""
+    folder = tmp_path_factory.mktemp("first") / "run"
+    launch(run, 1, data="digits", output_dir=str(folder), max_steps=2, **TINY).results()
+    return folder
+
+
+def test_a_run_starts_from_another_run(launch, first, tmp_path):
+    """Its sizes and statistics, another objective; heads are fresh; and it goes on when that run is gone."""
+    source = shutil.copytree(first, tmp_path / "source")
+    options = {"data": "digits", "init_from": str(source), "output_dir": str(tmp_path / "second"), "max_steps": 4}
+    more = {"objective": "mae", "save_steps": 2, "learning_rate": 1e-9, "head_steps": 0, "train_last": 3}
+    given = SHORT | options | more
+    launch(pretrained, 1, options=given).results()
+    old = load_file(first / "checkpoint-2" / "model.safetensors")
+    new = load_file(tmp_path / "second" / "checkpoint-4" / "model.safetensors")
+    for name, value in old.items():
+        if name.startswith("backbone.encoder"):
+            torch.testing.assert_close(new[name], value, atol=1e-6, rtol=0)
+    config = yaml.safe_load((tmp_path / "second" / "config.yaml").read_text())
+    assert config["encoder"]["width"] == 32 and config["origin"]["encoder.width"] == "checkpoint"
+    shutil.rmtree(source)
+    shutil.rmtree(tmp_path / "second" / "checkpoint-4")
+    launch(pretrained, 1, options=given).results()
+    again = load_file(tmp_path / "second" / "checkpoint-4" / "model.safetensors")
+    assert all(torch.equal(new[name], again[name]) for name in new)
+
+
+def pretrained(options: dict) -> dict:
+    import train
+
+    return {k: v for k, v in train.pretrain(options).items() if isinstance(v, float)}
+
+
+def test_init_from_brings_a_recipe_that_the_user_s_word_goes_before(first):
+    config = read({"data": "digits", "init_from": str(first), "output_dir": "run"})
+    assert config.objective["name"] == "simclr" and config.run.train_last == 3 and config.run.head_steps == 10
+    assert config.origin["train_last"] == config.origin["objective.temperature"] == "recipe"
+    mine = read({"data": "digits", "init_from": str(first), "train_last": 1, "objective": "mae", "output_dir": "run"})
+    assert mine.run.train_last == 1 and mine.objective["name"] == "mae" and mine.origin["train_last"] == "file"
+    assert "head" not in mine.objective
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), pytest.param(2, 3, marks=pytest.mark.slow)])
+def test_the_online_probe_changes_nothing_and_says_what_it_saw(launch, first, tmp_path, ranks, stage):
+    """Weights bit for bit as without it, before and after a resume; the start is judged before the first step."""
+    weights = {}
+    for name, more in (("without", {}), ("with", {"probe_data": "digits", "keep": "best"})):
+        options = {"data": "digits", "init_from": str(first), "output_dir": str(tmp_path / name), "max_steps": 6}
+        options |= {"eval_steps": 2, "save_steps": 3, "logging_steps": 1} | more
+        options |= {"deepspeed": {"zero_optimization": {"stage": stage}}}
+        given = SHORT | options | {"per_device_train_batch_size": 8 // ranks}
+        launch(pretrained, ranks, options=given).results()
+        shutil.rmtree(tmp_path / name / "checkpoint-6")
+        launch(pretrained, ranks, options=given).results()
+        weights[name] = load_file(tmp_path / name / "checkpoint-6" / "model.safetensors")
+    assert all(torch.equal(weights["with"][k], v) for k, v in weights["without"].items())
+    lines = support.metrics(tmp_path / "with")
+    assert lines[0]["step"] == 0 and lines[0]["probe_linear_gain"] == 0
+    assert [line["step"] for line in lines if "probe_linear" in line] == [0, 2, 4, 6]
+    best = checkpoint.best(tmp_path / "with")
+    assert best is not None and best.name in {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+    chosen = {line["step"]: line["probe_selection"] for line in lines if line["step"] and "probe_selection" in line}
+    assert chosen[checkpoint.number(best)] == max(chosen.values())
+
+
+def test_keep_best_wants_labels():
+    with pytest.raises(UserError, match="keep best: without labels"):
+        read({"data": "digits", "keep": "best"})

@@ -1,0 +1,69 @@
+"""What a run may start from: a published checkpoint, or another run of ours."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from encoders import Backbone
+from encoders.native import Family, Native, Start, family_of, start_from
+from modalities import MODALITIES
+from modalities.domains import arguments
+from training import checkpoint
+from training.command_line import load_yaml, read
+from training.errors import UserError
+
+
+@dataclass
+class RunStart:
+    """A run of ours as a start: of another data set, with another objective, or for longer. Like `native.Start`."""
+
+    family: Family
+    modality: dict[str, Any]
+    encoder: dict[str, Any]
+    pooling: str | None
+    folder: Path = field(repr=False)  # the checkpoint; what its modality was fitted to is taken from there
+    objective: dict[str, Any] = field(default_factory=dict)
+    free: tuple[str, ...] = ()
+    trained_by: str | None = None
+
+    def load(self, backbone: Backbone) -> None:
+        """Put the run's encoder into a backbone of the same sizes."""
+        from safetensors.torch import load_file
+
+        weights = load_file(self.folder / "model.safetensors")
+        mine = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+        with torch.no_grad():
+            for name, parameter in backbone.named_parameters():
+                if name not in mine or mine[name].shape != parameter.shape:
+                    raise UserError(f"init_from {self.folder}: its {name} does not fit; leave the sizes to that run")
+                parameter.copy_(mine[name])
+        backbone.native = Native.load(self.folder / "native")
+
+    def load_heads(self, objective: nn.Module) -> None:
+        """Heads start afresh: they are of another objective, or of other data."""
+
+
+def find(source: str, modality: str, revision: str | None = None) -> Start | RunStart:
+    """The start that `init_from` names."""
+    folder = Path(source)
+    if not (folder / "config.yaml").is_file():
+        return start_from(source, modality, **({"revision": revision} if revision else {}))
+    found = folder if (folder / "state.json").is_file() else checkpoint.newest(folder)
+    if found is None:
+        raise UserError(f"init_from {source}: that run has no whole checkpoint")
+    config = read(load_yaml(found / "config.yaml"))
+    if config.modality["name"] != modality:
+        raise UserError(f"init_from {source} is of modality {config.modality['name']}, the run is of {modality}")
+    settings = {k: v for k, v in config.modality.items() if k != "name" and v is not None}
+    # Sizes are the run's; how a view is augmented, and what is predicted, may be another.
+    return RunStart(
+        family_of(modality, config.run.family),
+        settings,
+        {k: v for k, v in config.encoder.items() if k != "name" and v is not None},
+        config.run.pooling,
+        found,
+        free=tuple(name for name, *_ in arguments(MODALITIES[modality])),
+    )
