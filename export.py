@@ -64,6 +64,9 @@ def export(
     try:
         model.save_pretrained(aside)
         backbone.modality.save(str(aside))
+        for name, text in family.files(backbone).items():
+            (aside / name).parent.mkdir(exist_ok=True)
+            (aside / name).write_text(text)
         card(config, family, model, backbone, checkpoint, weights, push, license).save(aside / "README.md")
         aside.chmod(0o755)
         if folder.exists():

@@ -53,7 +53,8 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         if config.run.init_from and origin is not None:  # what it started from is not needed any more
             config.recall(team.first(folder.stored))
         elif config.run.init_from:
-            start = team.each(lambda: starts.find(config.run.init_from, config.modality["name"]), turns=True)
+            wanted = config.run.init_from, config.modality["name"], config.run.init_revision
+            start = team.each(lambda: starts.find(*wanted), turns=True)
             note = config.adopt(start)
             print_once(f"init_from {config.run.init_from}: {start}")
             if note:

@@ -62,7 +62,7 @@ def published(config: Config, checkpoint: Path) -> Backbone | None:
     modality = config.build_modality()
     modality.load(str(checkpoint / "modality"))
     try:
-        start = native.start_from(config.run.init_from, config.modality["name"])
+        start = native.start_from(config.run.init_from, config.modality["name"], config.run.init_revision)
         objective = config.build_objective(modality, start)
     except ValueError as error:
         print(f"not beside the published start, which cannot be read: {one_line(error)}")

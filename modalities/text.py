@@ -91,7 +91,7 @@ class Text(Modality):
             self._adopt(train(rows, column, self.vocab_size or 8192))
             return
         try:
-            self.load(self.named, revision=self.revision)
+            self.load(self.named, **{} if self.revision is None else {"revision": self.revision})
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise ValueError(

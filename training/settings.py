@@ -58,6 +58,7 @@ class Run:
             lead and that mean (`lead+pieces`), or the mean of all `tokens`. Default: what the family's classifier
             reads.
         init_from: hub id or folder of a published checkpoint to start from; sizes and processor come from there.
+        init_revision: branch, tag or commit of that checkpoint on the hub.
         probe_data: data with labels that judges the encoder before the first step and at every evaluation, beside its
             start: k-NN and a linear probe of 10 labels a class. Training never sees the labels.
         keep: `best` also keeps, and exports, the checkpoint that was best by the linear probe of `probe_data`, judged
@@ -105,6 +106,7 @@ class Run:
     family: str | None = None
     pooling: Pooling | None = None
     init_from: str | None = None
+    init_revision: str | None = None
     probe_data: str | None = None
     keep: Literal["last", "best"] = "last"
     train_last: Number | None = None

@@ -86,10 +86,11 @@ def nearest(name: str) -> str:
     return f"; nearest: {found[0]}" if found else ""
 
 
-def start_from(path: str, modality: str, **hub) -> Start:
-    """Read a published checkpoint to start from: a hub id or a folder."""
+def start_from(path: str, modality: str, revision: str | None = None) -> Start:
+    """Read a published checkpoint to start from: a hub id, and a revision of it, or a folder."""
     from transformers import PreTrainedConfig
 
+    hub = {} if revision is None else {"revision": revision}
     if (path.startswith(("/", ".", "~")) or path.count("/") > 1) and not Path(path).is_dir():
         raise ValueError(f"init_from {path}: no such folder")
     try:

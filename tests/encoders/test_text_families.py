@@ -1,7 +1,9 @@
 """Families of text: hidden states, vectors, logits and weights are the native class's, and planted faults show."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -313,3 +315,273 @@ def test_a_planted_fault_is_seen(fault, checkpoint, texts, monkeypatch):
     except (ValueError, RuntimeError):  # shapes do not fit, or it is refused
         return
     assert max(found.values()) > 3 * tolerance(name), found
+
+
+# What came in goes out: the files of a sentence encoder, its tokenizer, its settings.
+
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+POOLING = {"word_embedding_dimension": 24, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+
+
+@pytest.fixture
+def sentences(tokenizers, tmp_path):
+    """A sentence encoder as `sentence-transformers` leaves one."""
+    folder = tmp_path / "sentences"
+    published("bert", folder, tokenizers[PIECES], "Model")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps(POOLING))
+    (folder / "modules.json").write_text(json.dumps(MODULES))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
+    inner = json.loads((folder / "tokenizer.json").read_text())  # as MiniLM's: it truncates and pads by itself
+    inner["truncation"] = {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}
+    (folder / "tokenizer.json").write_text(json.dumps(inner))
+    return folder
+
+
+def run(folder, to, texts, **options):
+    (to.parent / "texts.txt").write_text("\n".join(texts * 4))
+    head = {"hidden": 16, "out": 8}
+    return {
+        "modality": "text",
+        "objective": {"name": "byol", "head": head},
+        "data": str(to.parent / "texts.txt"),
+        "init_from": str(folder),
+        "output_dir": str(to),
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "device": "cpu",
+    } | options
+
+
+def test_a_teacher_begins_at_the_start_and_all_that_came_goes_out(sentences, texts, tmp_path, monkeypatch):
+    """train.py's own path: every teacher's backbone is the published encoder, bit for bit; the export has its files."""
+    from export import export
+    from train import pretrain
+    from training.settings import Config
+
+    seen, build = [], Config.build_objective
+
+    def spied(self, modality, start=None):
+        made = build(self, modality, start)
+        if start is not None:
+            native = FAMILIES["bert"].export(made.averaged()).state_dict()
+            seen.append({name: tensor.clone() for name, tensor in native.items()})
+        return made
+
+    monkeypatch.setattr(Config, "build_objective", spied)
+    pretrain(run(sentences, tmp_path / "run", texts))
+    start = transformers.BertModel.from_pretrained(sentences)
+    assert len(seen) == 1 and seen[0].keys() == start.state_dict().keys()
+    assert all(torch.equal(tensor, seen[0][name]) for name, tensor in start.state_dict().items())
+
+    made = export(tmp_path / "run")
+    for name in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"):
+        assert (made / name).read_text() == (sentences / name).read_text()
+    back = transformers.BertModel.from_pretrained(made)
+    assert torch.equal(back.pooler.dense.weight, start.pooler.dense.weight)  # brought, not trained
+    assert not torch.equal(back.encoder.layer[0].output.dense.weight, start.encoder.layer[0].output.dense.weight)
+    assert back.config.hidden_dropout_prob == 0.1 and back.config.max_position_embeddings == 70
+    # The tokenizer is what stock transformers makes of the published one.
+    AutoTokenizer.from_pretrained(sentences).save_pretrained(tmp_path / "stock")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        ours, stock = (json.loads((f / name).read_text()) for f in (made, tmp_path / "stock"))
+        assert ours == stock, name
+
+
+@pytest.mark.parametrize(
+    "said, pooling, mode",
+    [
+        ({}, "tokens", (False, True)),
+        ({"pooling": "tokens"}, "tokens", (False, True)),
+        ({"pooling": "lead"}, "lead", (True, False)),
+        ({"pooling": "pieces"}, "pieces", None),
+    ],
+)
+def test_the_user_s_pooling_goes_before_the_checkpoint_s(said, pooling, mode, sentences, texts, tmp_path):
+    from training.command_line import read
+
+    start = start_from(str(sentences), "text")
+    config = read(run(sentences, tmp_path / "run", texts, **said))
+    config.adopt(start)
+    text = config.build_modality()
+    text.fit(None, "text")
+    backbone = config.build_objective(text, start).backbone
+    assert backbone.pooling == pooling and text.max_length == 70
+    files = start.family.files(backbone)
+    if mode is None:
+        assert not files
+        return
+    out = json.loads(files["1_Pooling/config.json"])
+    assert (out["pooling_mode_cls_token"], out["pooling_mode_mean_tokens"]) == mode
+
+
+@pytest.mark.parametrize("pooling", ["pooling_mode_max_tokens", "pooling_mode_lasttoken"])
+def test_a_pooling_that_is_none_of_ours_is_said(pooling, sentences, capsys):
+    (sentences / "1_Pooling/config.json").write_text(
+        json.dumps(POOLING | {"pooling_mode_mean_tokens": False, pooling: True})
+    )
+    assert start_from(str(sentences), "text").pooling is None
+    assert f"pooling {pooling.removeprefix('pooling_mode_')}" in capsys.readouterr().out
+
+
+def test_a_module_with_weights_stays_behind_and_is_named(sentences, capsys):
+    dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (sentences / "modules.json").write_text(json.dumps([*MODULES, dense]))
+    start = start_from(str(sentences), "text")
+    assert "its module Dense is not trained" in capsys.readouterr().out
+    assert start.pooling == "tokens" and list(start.native.files) == ["1_Pooling/config.json"]
+
+
+def test_what_was_brought_survives_a_checkpoint(sentences, tmp_path):
+    from encoders.native import Native
+
+    start, _ = begin(sentences, SimCLR)
+    start.native.save(tmp_path / "native")
+    again = Native.load(tmp_path / "native")
+    assert again.files == start.native.files and again.config == json.loads(json.dumps(start.native.config))
+    assert all(torch.equal(again.kept[name], tensor) for name, tensor in start.native.kept.items()) and again.kept
+
+
+def test_a_pooler_beside_a_head_is_kept_too(checkpoint, tmp_path):
+    """bert-base-uncased is a masked LM whose file holds a pooler, which the masked-LM class does not have."""
+    folder, native = checkpoint("bert", "ForPreTraining")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
+    transformers.BertTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "mixed")
+    (tmp_path / "mixed/config.json").write_text(json.dumps(config))
+    (tmp_path / "mixed/model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    start, objective = begin(tmp_path / "mixed")
+    assert torch.equal(objective.head.dense.weight, native.cls.predictions.transform.dense.weight)
+    start.family.export(objective.backbone, objective.head).save_pretrained(tmp_path / "back")
+    _, info = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert {k.split(".")[0] for k in info["missing_keys"]} == {"classifier"}
+    back = transformers.BertModel.from_pretrained(tmp_path / "back")
+    assert torch.equal(back.pooler.dense.weight, native.bert.pooler.dense.weight)
+
+
+@pytest.mark.parametrize("name", ["bert", "nomic_bert", "modernbert", "eurobert"])
+def test_a_brought_head_goes_out_where_it_is_asked_for(name, checkpoint):
+    """With `keep_heads`, from an objective that has none: the tied decoder too."""
+    folder, native = checkpoint(name)
+    start, objective = begin(folder, SimCLR)
+    back = start.family.export(objective.backbone, objective.head, keep_heads=True)
+    assert type(back) is type(native)
+    assert all(torch.equal(tensor, back.state_dict()[key]) for key, tensor in native.state_dict().items())
+
+
+def test_a_sentence_encoder_has_no_head_and_that_is_said(sentences, capsys):
+    begin(sentences)
+    assert "there is no masked-LM head, so the head starts fresh" in capsys.readouterr().out
+
+
+def test_planted_code_is_never_run(tokenizers, tmp_path):
+    """Nomic's published files name classes of their own, in `auto_map`."""
+    published("nomic_bert", tmp_path, tokenizers[PIECES])
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass A: pass\n")
+    for file, kinds in (("config.json", ("AutoConfig", "AutoModel")), ("tokenizer_config.json", ("AutoTokenizer",))):
+        settings = json.loads((tmp_path / file).read_text())
+        value = {kind: "planted.A" if kind != "AutoTokenizer" else ["planted.A", None] for kind in kinds}
+        (tmp_path / file).write_text(json.dumps(settings | {"auto_map": value}))
+    start, objective = begin(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    assert not hasattr(start.family.export(objective.backbone).config, "auto_map")
+
+
+def test_files_that_are_read_and_those_that_are_refused(checkpoint, tokenizers, tmp_path):
+    folder, native = checkpoint("bert")
+    for number, how in enumerate(({"max_shard_size": "20KB"}, {"dtype": torch.bfloat16}, {"dtype": torch.float16})):
+        copy, to = transformers.BertForMaskedLM.from_pretrained(folder), tmp_path / str(number)
+        copy.to(how.pop("dtype", torch.float32)).save_pretrained(to, **how)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(to)
+        _, objective = begin(to)
+        weight = objective.backbone.encoder.blocks[1].mlp.up.weight
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, copy.state_dict()["bert.encoder.layer.1.intermediate.dense.weight"].float())
+    assert list((tmp_path / "0").glob("model-0000*-of-*"))
+    pickled = tmp_path / "pickled"
+    native.config.save_pretrained(pickled)
+    torch.save(native.state_dict(), pickled / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="init_from .*safetensors"):
+        start_from(str(pickled), "text")
+
+
+def test_a_revision_is_asked_for(monkeypatch):
+    """The hub is asked for the pinned commit, for the model and then for the tokenizer."""
+    asked = []
+
+    def refuse(path, **hub):
+        asked.append(hub.get("revision"))
+        raise OSError("no network")
+
+    monkeypatch.setattr(transformers.PreTrainedConfig, "get_config_dict", refuse)
+    with pytest.raises(ValueError, match="init_from me/encoder: no network"):
+        start_from("me/encoder", "text", "0123abc")
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(ValueError, match="no network"):
+        Text("me/encoder", tokenizer_revision="0123abc").fit(None, "text")
+    assert asked == ["0123abc", "0123abc"]
+
+
+@pytest.mark.parametrize(
+    "name, argument, words",
+    [
+        ("bert", {"norm": "rms"}, "encoder.norm 'rms': the family bert has 'layer' only"),
+        ("bert", {"theta": 1e4}, "encoder.theta"),
+        ("modernbert", {"first_norm": True}, "encoder.first_norm"),
+        ("nomic_bert", {"biases": ("query",)}, "encoder.biases"),
+    ],
+)
+def test_what_the_native_class_cannot_say_is_refused_before_training(name, argument, words):
+    with pytest.raises(ValueError, match=words):
+        FAMILIES[name].architecture(**argument)
+
+
+def test_windows_of_128_tokens_and_longer_ones_on_request(tokenizers, tmp_path, texts):
+    """ModernBERT's 8,192 places would be its windows; a window that the table has no places for is refused."""
+    from training.command_line import read
+
+    published("modernbert", tmp_path / "modern", tokenizers[PIECES])
+    published("bert", tmp_path / "bert", tokenizers[PIECES])
+    for name, given, length in (("modern", {}, 128), ("modern", {"max_length": 512}, 512), ("bert", {}, 70)):
+        config = read(run(tmp_path / name, tmp_path / "run", texts, modality={"name": "text"} | given))
+        config.adopt(start_from(str(tmp_path / name), "text"))
+        assert config.build_modality().max_length == length
+    config = read(run(tmp_path / "bert", tmp_path / "run", texts, modality={"name": "text", "max_length": 512}))
+    config.adopt(start_from(str(tmp_path / "bert"), "text"))
+    with pytest.raises(ValueError, match="modality.max_positions 70 is below modality.max_length 512"):
+        config.build_modality()
+
+
+def checkpoints():
+    """Real checkpoints of texts, in a folder that `TRIPTYCH_CHECKPOINTS` names."""
+    found = sorted(Path(os.environ.get("TRIPTYCH_CHECKPOINTS", os.devnull)).glob("*/config.json"))
+    return [f.parent for f in found if json.loads(f.read_text()).get("model_type") in CASES]
+
+
+@pytest.mark.parametrize("folder", checkpoints(), ids=str)
+def test_a_real_checkpoint(folder):
+    """Vectors are the native ones, by the pooling that its files name; all weights go out again bit for bit."""
+    texts = [
+        "A man is playing a guitar.",
+        "Zürich's trams run on time, mostly; 3 of 4 do.",
+        "[MASK] in raw text is no token, they say. " * 3,
+        "In 1904 he published a paper on the motion of small particles suspended in liquids at rest.",
+    ]
+    start, objective = begin(folder, SimCLR)
+    backbone, tokenizer = objective.backbone, AutoTokenizer.from_pretrained(folder)
+    native = getattr(transformers, start.family.base_class).from_pretrained(folder, dtype=torch.float32).eval()
+    inputs = tokenizer(texts, padding=True, return_tensors="pt", split_special_tokens=True)
+    with torch.no_grad():
+        ours = backbone(packed(backbone.modality, texts))
+        last = native(**inputs).last_hidden_state
+    seen = inputs["attention_mask"][..., None]
+    theirs = last[:, 0] if backbone.pooling == "lead" else (last * seen).sum(1) / seen.sum(1)
+    difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    print(f"{folder.name}: pooling {backbone.pooling}, vectors {difference:.1e} apart")
+    assert difference < 3e-6
+    back = start.family.export(backbone).state_dict()
+    assert all(torch.equal(tensor, back[name]) for name, tensor in native.state_dict().items())
