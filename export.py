@@ -23,6 +23,8 @@ def export(
     private: bool = False,
     weights: Literal["student", "teacher"] = "student",
     license: str | None = None,
+    keep_heads: bool = False,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> Path:
     """Write a run's encoder as a native `transformers` model, with its processor or tokenizer and a model card.
 
@@ -32,6 +34,9 @@ def export(
         push: hub repository (`user/name`) to upload the folder to afterwards.
         private: make the repository private, if it is new.
         weights: the `student` that was trained, or its `teacher` (the moving average), where the objective has one.
+        keep_heads: also write the classifier or decoder of the checkpoint that training started from. What was not
+            trained along is stale, and the card says so. (A `vit_mae` goes out as itself then, else as `vit`.)
+        dtype: of the weights in the file.
         license: licence of the weights for the model card, by the hub's name for it, such as apache-2.0.
 
     Returns:
@@ -57,17 +62,22 @@ def export(
     config, objective, checkpoint = from_run(run)
     family = family_of(config.modality["name"], config.run.family)
     backbone = backbone_of(objective, weights)
-    model = family.export(backbone, objective.head if weights == "student" else None)
+    stale: list[str] = []
+    if keep_heads:
+        stale = heads_to_keep(family, objective, backbone)
+    model = family.export(backbone, objective.head if weights == "student" else None, keep_heads)
+    model.to(getattr(torch, dtype))
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         model.save_pretrained(aside)
         backbone.modality.save(str(aside))
-        for name, text in family.files(backbone).items():
+        for name, content in family.files(backbone).items():
             (aside / name).parent.mkdir(exist_ok=True)
-            (aside / name).write_text(text)
-        card(config, family, model, backbone, checkpoint, weights, push, license).save(aside / "README.md")
+            (aside / name).write_text(content)
+        text = card(config, family, model, backbone, checkpoint, weights, push, license, stale)
+        text.save(aside / "README.md")
         aside.chmod(0o755)
         if folder.exists():
             folder.rmdir()
@@ -78,6 +88,16 @@ def export(
     if push:
         upload(folder, push, private)
     return folder
+
+
+def heads_to_keep(family, objective, backbone) -> list[str]:
+    """Put what was trained along in the place of the heads that came; returns the names of those that are stale."""
+    brought = backbone.native
+    if brought is None or not brought.heads:
+        raise UserError("--keep_heads: this run did not start from a checkpoint that has heads; leave it out")
+    trained = family.trained_heads(objective)
+    brought.heads = brought.heads | trained
+    return sorted({name.split(".")[0] for name in brought.heads if name not in trained})
 
 
 def check_rights(repository: str) -> None:
@@ -127,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     from jsonargparse import auto_cli
 
     with one_line_exit("export.py"):
-        argv = with_values(at_home(sys.argv[1:] if argv is None else argv), ["private"])
+        argv = with_values(at_home(sys.argv[1:] if argv is None else argv), ["private", "keep_heads"])
         auto_cli(export, args=argv, as_positional=True, exit_on_error=False)
 
 

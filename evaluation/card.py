@@ -4,9 +4,17 @@ from pathlib import Path
 
 import yaml
 
+from encoders.native import FAMILIES
+from modalities.image_processor import resized_extent
 
-def card(config, family, model, backbone, checkpoint: Path, weights: str, name: str | None, license: str | None):
-    """A valid model card: metadata, how to get features and to fine-tune, what it was trained with."""
+
+def card(
+    config, family, model, backbone, checkpoint: Path, weights: str, name: str | None, license: str | None, stale=()
+):
+    """A valid model card: metadata, how to get features and to fine-tune, what it was trained with.
+
+    `stale` names the heads that came with a checkpoint and were not trained along.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     objective, modality = config.objective["name"], config.modality["name"]
@@ -25,8 +33,18 @@ def card(config, family, model, backbone, checkpoint: Path, weights: str, name: 
     facts |= {"Data": f"`{public(data_set)}`", "Checkpoint": f"`{checkpoint.name}`"}
     if start:
         facts["Started from"] = f"`{public(start)}`"
+    if stale:
+        facts["Stale"] = (
+            f"`{'`, `'.join(stale)}` came with the checkpoint that training started from and was not trained along: "
+            "the encoder has moved on since, so fine-tune it before you use what it says"
+        )
     listed = "\n".join(f"- {title}: {text}" for title, text in facts.items())
     auto, processor = family.auto_classes.split(", ")
+    names = {"folder": name or ".", "auto": auto, "processor": processor, "pooled": pooled(backbone), **parts}
+    features = "## Features\n\n```python\n" + FEATURES[modality].format(**names) + "```"
+    goes_out_as = FAMILIES[model.config.model_type]
+    tuning = "## Fine-tuning\n\n" + (FINE_TUNING if goes_out_as.classifier else NO_CLASSIFIER).format(**names)
+    use = f"{features}\n\n{tuning}" if goes_out_as.whole else NOT_WHOLE
     text = f"""---
 {metadata.to_yaml()}
 ---
@@ -38,22 +56,7 @@ No code beside `transformers` is needed.
 
 {listed}
 
-## Features
-
-```python
-{FEATURES[modality].format(folder=name or ".", processor=processor, pooled=pooled(backbone), **parts)}```
-
-## Fine-tuning
-
-```python
-from transformers import {auto}, {processor}
-
-folder = "{name or "."}"
-model = {auto}.from_pretrained(folder, num_labels=10)
-processor = {processor}.from_pretrained(folder)
-```
-
-The classification head is new: fine-tune it, with the encoder, on your labels. Until then what it says is random.
+{use}
 
 ## Training
 
@@ -65,17 +68,42 @@ All settings:
     return ModelCard(text)
 
 
+FINE_TUNING = """```python
+from transformers import {auto}, {processor}
+
+folder = "{folder}"
+model = {auto}.from_pretrained(folder, num_labels=10)
+processor = {processor}.from_pretrained(folder)
+```
+
+The classification head is new: fine-tune it, with the encoder, on your labels. Until then what it says is random."""
+NOT_WHOLE = """This class hides pieces at random, as in training: for features, export without `--keep_heads`."""
+NO_CLASSIFIER = (
+    "`transformers` has no classifier of this class: put a linear layer upon the features, and fine-tune both."
+)
+
+
 def image_facts(image) -> tuple[dict[str, str], dict[str, str]]:
     """What a user must know of the input, and what is put into the snippet."""
     low, high = (f"{value:.15g}" for value in image.value_range or (0, 65535))
     colour = {1: "made grey by the model itself", 3: "RGB", 4: "RGBA; stock pipelines drop the alpha, so give arrays"}
     facts = {
-        "Window": f"the whole picture, squeezed to {image.extent[0]}×{image.extent[1]} pixels",
+        "Window": window_of(image),
         "Colours": f"{colour[image.channels]}. The processor puts transparent pixels over white; a stock pipeline "
         "shows what is below",
         "More than 8 bits a channel": f"{low} is black, {high} white. Pillow would cut at 255, so see below",
     }
     return facts, {"low": low, "high": high, "mode": "RGBA" if image.channels == 4 else "RGB"}
+
+
+def window_of(image) -> str:
+    """What of a picture the evaluation view shows."""
+    resized, wanted = (f"{height}×{width} pixels" for height, width in (resized_extent(image), image.extent))
+    if image.aspect == "keep":
+        return f"the middle {wanted} of the picture, resized so that its shorter side has {resized_extent(image)[0]}"
+    if resized != wanted:
+        return f"the middle {wanted} of the picture, squeezed to {resized}"
+    return f"the whole picture, squeezed to {wanted}"
 
 
 def audio_facts(audio) -> tuple[dict[str, str], dict[str, str]]:

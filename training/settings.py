@@ -312,7 +312,10 @@ class Config:
         # On the meta device `normal_` alone would import torch's compiler, which takes as long as a refusal may.
         try:
             with torch.device("meta"), mock.patch.object(torch.nn.init, "normal_", lambda tensor, **_: tensor):
-                self.build_modality()
+                if self.run.init_from:  # what fits to what is known when the checkpoint is read
+                    check(MODALITIES[self.modality["name"]], without_name(self.modality), "modality.")
+                else:
+                    self.build_modality()
                 check(EncoderSettings, self.encoder, "encoder.")
                 made = family_of(self.modality["name"], self.run.family).architecture(**self.encoder)
                 # Objectives and the encoder know no modality, so any one serves to check them.

@@ -122,6 +122,7 @@ class Family:
     config_class: ClassVar[str]
     base_class: ClassVar[str]
     classifier: ClassVar[str | None]  # what `AutoModelFor...Classification` makes of it
+    whole: ClassVar[bool] = True  # the base class encodes all pieces
     auto_classes: ClassVar[str]  # for classification, and of the processor, as the model card quotes them
     said: ClassVar[tuple[str, ...]] = ()  # arguments of the `Architecture` that its configuration can say; () is all
     names: ClassVar[dict[str, str]] = {}  # of the configuration's fields, where they are not the usual ones
@@ -230,6 +231,10 @@ class Family:
         for mine, theirs in self.head_pairs(head):
             copy_in(ours, state, mine, theirs)
 
+    def trained_heads(self, objective: nn.Module) -> dict[str, Tensor]:
+        """Of the heads that a checkpoint brought those that were trained along, by their native names."""
+        return {}
+
     def native(self, backbone: Backbone, head: nn.Module | None = None, keep_heads: bool = False):
         """An untrained native model of our sizes. Called where transformers may be imported."""
         import transformers
@@ -270,6 +275,12 @@ class Family:
                 state |= copy_out(inner, wanted, ours, theirs)
         elif keep_heads and brought is not None:
             state |= {name: tensor for name, tensor in brought.heads.items() if name in wanted}
+            for name, tensor in brought.heads.items():
+                if name in wanted and tensor.shape != wanted[name].shape:
+                    raise ValueError(
+                        f"--keep_heads: {name} came for {list(tensor.shape)}, the run has {list(wanted[name].shape)} "
+                        "since its size or its channels are others; leave --keep_heads out"
+                    )
         place = {wanted[name].data_ptr(): name for name in state}
         for name in wanted.keys() - state.keys():  # one tensor under two names: a decoder that is tied to the words
             if (other := place.get(wanted[name].data_ptr())) is not None:

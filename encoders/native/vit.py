@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from encoders.backbone import Backbone
-from encoders.native.base import Pair, Start, copy_in, leaves
+from encoders.native.base import Pair, Start, copy_in, copy_out, leaves
 from encoders.native.grid import ImageFamily, within
 
 
@@ -34,6 +34,7 @@ class ViTMAE(ViT):
 
     name = "vit_mae"
     config_class, base_class, classifier = "ViTMAEConfig", "ViTMAEModel", None
+    whole = False
 
     def export(self, backbone: Backbone, head: nn.Module | None = None, keep_heads: bool = False):
         return super().export(backbone, head, True) if keep_heads else ViT().export(backbone, head)
@@ -56,14 +57,7 @@ class ViTMAE(ViT):
         state, decoder = start.model.state_dict(), getattr(objective, "decoder", None)
         if "decoder.mask_token" not in state or decoder is None:
             return
-        config, made = start.model.config, decoder.architecture
-        there = (
-            config.decoder_hidden_size,
-            config.decoder_num_hidden_layers,
-            config.decoder_num_attention_heads,
-            config.decoder_intermediate_size,
-        )
-        if there != (made.width, made.depth, made.heads, made.hidden):
+        if not self.same_decoder(start.model.config, decoder):
             print("init_from: the decoder there has another size, so the decoder starts fresh", flush=True)
             return
         image = objective.backbone.modality
@@ -72,8 +66,33 @@ class ViTMAE(ViT):
             state[name] = rearrange(state[name], "(h w c) ... -> (c h w) ...", h=image.tile[0], w=image.tile[1])
         state["decoder.decoder_pos_embed"] = state["decoder.decoder_pos_embed"][0, 1:]
         ours = dict(objective.named_parameters())
-        for mine, theirs in self.decoder_pairs(made.depth):
+        for mine, theirs in self.decoder_pairs(decoder.depth):
             copy_in(ours, state, mine, theirs)
+
+    def trained_heads(self, objective: nn.Module) -> dict[str, Tensor]:
+        """The decoder, if the objective has the one that came."""
+        decoder, image = getattr(objective, "decoder", None), objective.backbone.modality
+        native = self.native(objective.backbone, keep_heads=True)
+        if decoder is None or not self.same_decoder(native.config, decoder):
+            return {}
+        ours = {name: parameter.detach() for name, parameter in objective.named_parameters()}
+        for name in ("predict.weight", "predict.bias"):
+            ours[name] = rearrange(ours[name], "(c h w) ... -> (h w c) ...", h=image.tile[0], w=image.tile[1])
+        ours["places.table"] = nn.functional.pad(ours["places.table"], (0, 0, 1, 0))  # the CLS' row is zero
+        wanted, made = native.state_dict(), {}
+        for mine, theirs in self.decoder_pairs(decoder.depth):
+            made |= copy_out(ours, wanted, mine, theirs)
+        return made
+
+    @staticmethod
+    def same_decoder(config, decoder) -> bool:
+        made = decoder.architecture
+        return (made.width, made.depth, made.heads, made.hidden) == (
+            config.decoder_hidden_size,
+            config.decoder_num_hidden_layers,
+            config.decoder_num_attention_heads,
+            config.decoder_intermediate_size,
+        )
 
     def decoder_pairs(self, depth: int) -> Iterator[Pair]:
         for number in range(depth):
