@@ -271,7 +271,7 @@ class Config:
         known = defaults_of(self.modality["name"], self.objective["name"])
         prefix = "modality."
         said_of = {key.removeprefix(prefix): value for key, value in self.given.items() if key.startswith(prefix)}
-        modality, note = start.family.adapted(start.modality, said_of)
+        modality, note = start.adapted(said_of)
         for group in GROUPS[1:]:
             if group == "objective" and start.trained_by not in (None, self.objective["name"]):
                 continue

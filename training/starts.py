@@ -29,6 +29,10 @@ class RunStart:
     free: tuple[str, ...] = ()
     trained_by: str | None = None
 
+    def adapted(self, given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """The modality's settings; nothing is changed at load to suit others."""
+        return self.modality, None
+
     def load(self, backbone: Backbone) -> None:
         """Put the run's encoder into a backbone of the same sizes."""
         from safetensors.torch import load_file

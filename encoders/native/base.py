@@ -97,6 +97,10 @@ class Start:
         """Settings of the modality of which the user may have others."""
         return self.family.free
 
+    def adapted(self, given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """The modality's settings beside those that the user gave, and what that changes, in a line."""
+        return self.family.adapted(self.modality, given)
+
     def load(self, backbone: Backbone) -> None:
         """Put the weights into a backbone that was built with these settings. Before an objective is made of it."""
         self.family.load(self, backbone)

@@ -114,7 +114,7 @@ def test_a_modality_has_defaults_of_its_own(monkeypatch):
 
 
 def start(**parts):
-    family = types.SimpleNamespace(name="vit", adapted=lambda settings, given: (settings, None))
+    family = types.SimpleNamespace(name="vit")
     empty = {
         "family": family,
         "pooling": None,
@@ -124,7 +124,9 @@ def start(**parts):
         "free": (),
         "trained_by": None,
     }
-    return types.SimpleNamespace(**empty | parts)
+    made = types.SimpleNamespace(**empty | parts)
+    made.adapted = lambda given: (made.modality, None)
+    return made
 
 
 def test_where_values_come_from(tmp_path):
