@@ -36,9 +36,12 @@ class Audio(Grid):
 
     Args:
         seconds: length of the window, rounded up to whole tiles; the native extractor makes 100 frames a second.
-        mel_bins: mel bins from 20 Hz to 8 kHz; a multiple of the tile's height.
+        mel_bins: mel bins from 20 Hz to 8 kHz; a multiple of the tile's height, or with a stride at least that.
         tile: mel bins and frames of a tile; at least as tall as wide. Full-height columns (128, 4) learn short sounds
             far sooner than squares.
+        stride: mel bins and frames from one tile to the next; smaller than the tile's, tiles overlap (the published
+            ASTs': 10, 10). Errors of masked objectives then count only values that no visible tile holds; the others
+            could be copied. Default: the tile's.
         positions: `fixed` sin-cos or `learned` (from sin-cos on).
         target: what masked objectives predict: each tile `normalised` by its mean and deviation (MAE), the `raw`
             values (squared error), or the raw values under the `absolute` error.
@@ -67,6 +70,7 @@ class Audio(Grid):
         seconds: Positive = 10.0,
         mel_bins: Annotated[int, Within("[4, inf)")] = 128,
         tile: Annotated[tuple[int, int], Each("[1, inf)")] = (16, 16),
+        stride: Annotated[tuple[int, int], Each("[1, inf)")] | None = None,
         positions: Literal["fixed", "learned"] = "fixed",
         target: Literal["normalised", "raw", "absolute"] = "normalised",
         variance_floor: NotNegative = 1e-6,
@@ -80,8 +84,19 @@ class Audio(Grid):
         mean: Annotated[float, Within("(-inf, inf)")] | None = None,
         std: Positive | None = None,
     ):
-        height, width = self.tile = self.stride = tuple(tile)
-        if height < 1 or mel_bins < 4 or mel_bins % height:
+        height, width = self.tile = tuple(tile)
+        self.stride = tuple(stride or tile)
+        if self.stride[0] > height or self.stride[1] > width:
+            raise ValueError(
+                f"modality.stride {list(self.stride)} is above modality.tile {[height, width]}: values between the "
+                "tiles would never be seen; give at most the tile's"
+            )
+        if self.stride != self.tile and (height != width or mel_bins < height):
+            raise ValueError(
+                f"modality.stride {list(self.stride)}: tiles that overlap are squares, of at most modality.mel_bins "
+                f"{mel_bins}; try modality.tile [16, 16]"
+            )
+        if height < 1 or mel_bins < 4 or self.stride == self.tile and mel_bins % height:
             nearest = max(1, round(mel_bins / max(height, 1))) * max(height, 1)
             raise ValueError(
                 f"modality.mel_bins {mel_bins} is not a multiple of the height of modality.tile {height}; "
@@ -97,7 +112,7 @@ class Audio(Grid):
         if not 0 <= mixup < 1:
             raise ValueError(f"modality.mixup {mixup} is not between 0 and 1, the latter excluded; try 0.4")
         self.mel_bins = mel_bins
-        self.extent = (mel_bins, width * math.ceil(round(100 * seconds, 6) / width))
+        self.extent = (mel_bins, self.frames(math.ceil((round(100 * seconds, 6) - width) / self.stride[1]) + 1))
         self.channels = 1
         self.learned_positions = positions == "learned"
         self.target, self.variance_floor = target, variance_floor
@@ -105,6 +120,10 @@ class Audio(Grid):
         self.roll, self.gain, self.stretch, self.frequency_scale = roll, gain, stretch, frequency_scale
         self.time_mask, self.frequency_mask, self.mixup = time_mask, frequency_mask, mixup
         self.mean, self.std = mean, std
+
+    def frames(self, tiles: int) -> int:
+        """Frames that so many tiles in a row take, at least one."""
+        return (max(1, tiles) - 1) * self.stride[1] + self.tile[1]
 
     @property
     def window(self) -> int:
@@ -179,7 +198,7 @@ class Audio(Grid):
         start = int(uniform(seed, SALT) * (max(0, sample.length - self.window) + 1))
         wave = sample.window(start, self.window)
         random = generator(seed, spec.index, VIEW)
-        room = samples(self.scaled(spec.size)[1] * self.tile[1])
+        room = samples(self.frames(self.scaled(spec.size)[1]))
         length = min(room, max(FRAME, round(len(wave) * random.uniform(*spec.scale))), len(wave))
         start = int(random.integers(0, len(wave) - length + 1))
         wave = np.roll(wave[start : start + length], round(random.uniform(-1, 1) * self.roll * length))

@@ -120,6 +120,13 @@ class Modality:
         """Data and the pieces whose content `hidden` replaces, of those chosen by `hide`. By default all of them."""
         return data, hide
 
+    def secret(self, view: View, hide: Bool[Tensor, "r n"]) -> Bool[Tensor, "r n p"] | None:
+        """Where pieces overlap, the values that no visible piece holds; None where pieces share none.
+
+        What is not secret could be copied, so errors do not count it; `error` gets it as a third argument.
+        """
+        return None
+
     def error(self, guess: Tensor, data: Tensor) -> Float[Tensor, "h"]:
         """One error a guess, in float32."""
         raise NotImplementedError
@@ -177,11 +184,24 @@ class Grid(Modality):
         axes = (torch.arange(length, device=values.device) for length in grid)
         return {"data": data, "position": torch.cartesian_prod(*axes)[None], "grid": grid}
 
-    def error(self, guess: Float[Tensor, "h p"], data: Float[Tensor, "h p"]) -> Float[Tensor, "h"]:
+    def secret(self, view: View, hide: Bool[Tensor, "r n"]) -> Bool[Tensor, "r n p"] | None:
+        if all(s >= t for s, t in zip(self.stride, self.tile, strict=True)):
+            return None
+        visible = (~hide).unflatten(1, view.grid)[:, None].to(torch.float32)
+        shown = F.conv_transpose2d(visible, visible.new_ones(1, 1, *self.tile), stride=self.stride)
+        return (self.cut(shown)["data"] == 0).repeat(1, 1, self.channels)
+
+    def error(
+        self,
+        guess: Float[Tensor, "h p"],
+        data: Float[Tensor, "h p"],
+        secret: Bool[Tensor, "h p"] | None = None,
+    ) -> Float[Tensor, "h"]:
         guess, data = guess.float(), data.float()
         if self.target == "normalised":
             variance, mean = torch.var_mean(data, dim=-1, keepdim=True)  # unbiased, as in MAE
             data = (data - mean) * torch.rsqrt(variance + self.variance_floor)
-        if self.target == "absolute":
-            return (guess - data).abs().mean(-1)
-        return F.mse_loss(guess, data, reduction="none").mean(-1)
+        error = (guess - data).abs() if self.target == "absolute" else (guess - data).square()
+        if secret is None:
+            return error.mean(-1)
+        return (error * secret).sum(-1) / secret.sum(-1).clamp(min=1)

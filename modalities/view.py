@@ -33,7 +33,7 @@ class ViewSpec:
 EVALUATION = ViewSpec(strength="none")
 
 # Which field is of what; all others (`grid`) are of the view as a whole.
-OF_PIECES = ("data", "position", "segment", "group", "ordinary")
+OF_PIECES = ("data", "position", "segment", "group", "ordinary", "secret")
 OF_ROWS = ("samples",)
 OF_SAMPLES = ("seed", "identity", "row", "valid_frames", "warp")
 
@@ -54,6 +54,7 @@ class View:
         row: `[B]` number of each sample among those that are trained on.
         group: `[r n]` pieces of one number (a word) are hidden together.
         ordinary: `[r n]` True for pieces that may be hidden and predicted; None for all.
+        secret: `[r n p]` where pieces overlap, True for values that no visible piece holds; None for all.
         valid_frames: `[B]` frames of a sound that are not padding.
         warp: `[B 6]` what is still to be done to a sound on the device.
     """
@@ -68,6 +69,7 @@ class View:
     row: Int[Tensor, "b"] | None = None
     group: Int[Tensor, "r n"] | None = None
     ordinary: Bool[Tensor, "r n"] | None = None
+    secret: Bool[Tensor, "r n p"] | None = None
     valid_frames: Int[Tensor, "b"] | None = None
     warp: Tensor | None = None
 

@@ -1,19 +1,23 @@
 """AST: `ASTModel`, `ASTForAudioClassification`.
 
 The native kernel is square. A tile that is taller than wide is a kernel as wide as the tile is tall, zero beyond the
-tile's width, moved by that width; the spectrogram is longer by the difference, so that the last kernel fits.
+tile's width, moved by that width; the spectrogram is longer by the difference, so that the last kernel fits. Tiles that
+overlap, as those of the published models do (16, every 10), are squares with a stride.
 """
 
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from encoders.backbone import Backbone
-from encoders.embeddings import GridVariant
-from encoders.native.base import Start, fields_of, from_pretrained, native_of, require
+from encoders.embeddings import GridEmbedding, GridVariant
+from encoders.native.base import Family, Start, base_prefix, fields_of, from_pretrained, native_of, require
 from encoders.native.grid import PROJECTION, GridFamily
 from encoders.native.vit import ViT
+from modalities import Audio
 
 KERNEL = f"{PROJECTION}.weight"
 
@@ -27,6 +31,7 @@ class AST(GridFamily):
     trunk, ends = ViT.trunk, ViT.ends  # the native classes name their trunks alike
     lead_names = ("embeddings.cls_token", "embeddings.distillation_token")
     variant = GridVariant(leads=2, anchored=True)
+    free = (*Family.free, "seconds", "mel_bins")
 
     def pipeline_tag(self, model) -> str:
         return "audio-classification"  # with a head that is new: no stock pipeline gives features of sound
@@ -37,13 +42,17 @@ class AST(GridFamily):
     def fields(self, backbone: Backbone) -> dict[str, Any]:
         made, audio = backbone.encoder.architecture, backbone.modality
         require(backbone, self.base_class, mlp="plain", order="pre", norm="layer", theta=None, layer_scale=None)
-        height, width = audio.tile
+        (height, width), (down, along) = audio.tile, audio.stride
+        length = audio.extent[1] + height - width
+        if backbone.native is not None:  # the same tiles may leave some frames at the end over
+            brought = backbone.native.config["max_length"]
+            length = brought if (brought - height) // along == (length - height) // along else length
         return fields_of(made) | {
             "qkv_bias": "query" in made.biases,
             "patch_size": height,
-            "frequency_stride": height,
-            "time_stride": width,
-            "max_length": audio.extent[1] + height - width,
+            "frequency_stride": down,
+            "time_stride": along,
+            "max_length": length,
             "num_mel_bins": audio.extent[0],
         }
 
@@ -53,32 +62,56 @@ class AST(GridFamily):
         tensors["embedding.projection.weight"] = nn.functional.pad(kernel, (0, height - width))
 
     def inward(self, state: dict[str, Tensor], start: Start, backbone: Backbone) -> None:
+        super().inward(state, start, backbone)
         state[KERNEL] = state[KERNEL][..., : backbone.modality.tile[1]]
+
+    def extent_of(self, start: Start) -> tuple[int, int]:
+        config = start.native.config
+        sides = (config["num_mel_bins"], config["frequency_stride"]), (config["max_length"], config["time_stride"])
+        return tuple((side - config["patch_size"]) // stride + 1 for side, stride in sides)
+
+    def resized(self, table: Tensor, extent: tuple[int, int], embedding: GridEmbedding) -> Tensor:
+        """A shorter axis is cut from the middle, a longer one interpolated linearly, as AST's own code does it."""
+        grid, rows = embedding.positions.extent, table.flatten(0, -2)
+        leads = len(rows) - extent[0] * extent[1]
+        places = rows[leads:].unflatten(0, extent)
+        for axis in range(2):
+            if grid[axis] < extent[axis]:
+                places = places.narrow(axis, extent[axis] // 2 - grid[axis] // 2, grid[axis])
+        if tuple(places.shape[:2]) != grid:
+            places = F.interpolate(places.permute(2, 0, 1)[None], size=grid, mode="bilinear")[0].permute(1, 2, 0)
+        return torch.cat([rows[:leads], places.flatten(0, 1)])
+
+    def adapted(self, settings: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        sizes = {name: settings[name] for name in ("seconds", "mel_bins", "tile", "stride") if name in settings}
+        asked = sizes | {name: given[name] for name in ("seconds", "mel_bins") if name in given}
+        old, new = Audio(**sizes).grid, Audio(**asked).grid
+        if old == new:
+            return settings, None
+        how = "the shorter axis cut from the middle, the longer interpolated"
+        return (
+            settings,
+            f"{new[0]}×{new[1]} tiles instead of {old[0]}×{old[1]}: the table of places is resampled, {how}",
+        )
 
     def start(self, path: str, **hub) -> Start:
         from transformers import ASTFeatureExtractor
 
         model = from_pretrained(self, path, **hub)
         config = model.config
-        height, width = config.patch_size, config.time_stride
-        beyond = model.get_parameter(
-            ("audio_spectrogram_transformer." if hasattr(model, "classifier") else "") + KERNEL
-        )
-        if config.frequency_stride < height or beyond[..., width:].any():
+        patch, strides = config.patch_size, (config.frequency_stride, config.time_stride)
+        if max(strides) > patch:
             raise ValueError(
-                f"init_from {path}: its patches of {height} overlap (strides {config.frequency_stride} and {width}), "
-                "which tiles cannot; start from one whose strides are its patch size"
+                f"init_from {path}: its patches of {patch} leave gaps (strides {strides[0]} and {strides[1]})"
             )
-        if config.frequency_stride > height or width > height:
-            raise ValueError(
-                f"init_from {path}: its patches of {height} leave gaps (strides {config.frequency_stride} and {width})"
-            )
-        settings = {
-            "seconds": (config.max_length - height + width) // width * width / 100,
-            "mel_bins": config.num_mel_bins,
-            "tile": (height, width),
-            "positions": "learned",
-        }
+        kernel = model.state_dict()[base_prefix(model) + KERNEL]
+        settings = {"mel_bins": config.num_mel_bins, "positions": "learned"}
+        if strides[0] == patch and not kernel[..., strides[1] :].any():
+            settings["tile"] = (patch, strides[1])
+        else:
+            settings |= {"tile": (patch, patch), "stride": strides}
+        width = settings["tile"][1]
+        settings["seconds"] = ((config.max_length - patch) // strides[1] * strides[1] + width) / 100
         try:
             processor = ASTFeatureExtractor.from_pretrained(path, **hub)
         except (OSError, ValueError):

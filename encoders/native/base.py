@@ -80,6 +80,7 @@ class Start:
         native: its configuration; `load` adds the tensors that are kept.
         model: the native model.
         processor: its processor or tokenizer, if it has one.
+        absent: tensors of the base model that the checkpoint has not: their values are random, and not kept.
     """
 
     family: "Family" = field(repr=False)
@@ -91,6 +92,7 @@ class Start:
     trained_by: str | None = None
     pooling: Pooling | None = None
     processor: Any = field(default=None, repr=False)
+    absent: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -223,7 +225,7 @@ class Family:
         ours, used = dict(backbone.named_parameters()), set()
         for mine, theirs in self.pairs(backbone):
             used |= copy_in(ours, inner, mine, theirs)
-        kept = {name: tensor for name, tensor in inner.items() if name not in used | start.model.absent}
+        kept = {name: tensor for name, tensor in inner.items() if name not in used | start.absent}
         start.native.kept, start.native.heads = start.native.kept | kept, heads
         backbone.native = start.native
 
@@ -381,7 +383,7 @@ def from_pretrained(family: Family, path: str, published: str | None = None, **h
         problem = missing or [name for name, *_ in info["mismatched_keys"]]
         raise ValueError(f"init_from {path}: the checkpoint lacks {', '.join(map(str, problem[:5]))}")
     # Of the base model, what the checkpoint has not (its values here are random); in the file, what the class has not.
-    model.absent = {name.removeprefix(prefix) for name in info["missing_keys"]}
+    model.absent = frozenset(name.removeprefix(prefix) for name in info["missing_keys"])
     model.beyond = set(info["unexpected_keys"])
     return model.eval()
 

@@ -143,7 +143,7 @@ class TextFamily(Family):
             native.kept = {name: value for name, value in base.state_dict().items() if name.startswith("pooler.")}
         native.files = sentence_files(path, **hub)
         pooling = sentence_pooling(path, native.files) or self.pooling_of(config)
-        return Start(self, settings, self.settings(config), native, model, pooling=pooling)
+        return Start(self, settings, self.settings(config), native, model, pooling=pooling, absent=model.absent)
 
     def pooling_of(self, config) -> Pooling | None:
         """What the configuration says of it, if anything."""

@@ -1,5 +1,7 @@
 """AST: exports load in stock transformers and are equal; what is imported and exported is equal bit for bit."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from encoders.backbone import Backbone
 from encoders.native import FAMILIES, make, start_from
 from modalities.audio import Audio, padded
+from objectives import MAE, Masked
 
 AST = FAMILIES["audio-spectrogram-transformer"]
 TILES = [(16, 16), (128, 4), (32, 8)]
@@ -87,12 +90,112 @@ def test_head_stays_behind():
     assert type(AST.export(ours, nn.Linear(32, 256))).__name__ == "ASTModel"
 
 
-@pytest.mark.parametrize("stride", [10, 20])
-def test_overlaps_and_gaps_are_refused(stride, tmp_path):
-    from transformers import ASTConfig, ASTModel
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
-    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    config = ASTConfig(**size, frequency_stride=stride, time_stride=stride, max_length=64, num_mel_bins=64)
-    ASTModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="overlap" if stride == 10 else "gaps"):
+
+def overlapping(folder, strides=(10, 6), mel_bins=38, max_length=61, kind="ASTModel"):
+    """A checkpoint whose patches overlap, and leave bins and frames at the ends over; every parameter random."""
+    import transformers
+
+    down, along = strides
+    config = transformers.ASTConfig(
+        **SIZE, frequency_stride=down, time_stride=along, max_length=max_length, num_mel_bins=mel_bins
+    )
+    torch.manual_seed(1)
+    native = getattr(transformers, kind)(config).eval()
+    with torch.no_grad():
+        for parameter in native.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    native.save_pretrained(folder)
+    processor = transformers.ASTFeatureExtractor(num_mel_bins=mel_bins, max_length=max_length, mean=-4.0, std=3.0)
+    processor.save_pretrained(folder)
+    return native
+
+
+def started(folder, **given):
+    start = start_from(str(folder), "audio")
+    ours = make(Audio(**start.modality | given), start.family.name, **start.encoder)
+    start.load(ours)
+    return start, ours.eval()
+
+
+@pytest.mark.parametrize("strides", [(10, 10), (10, 6), (16, 10)])
+def test_overlapping_patches_are_tiles_with_a_stride(strides, tmp_path):
+    """Every hidden state and the vector in float64; the weights and the configuration out again as they came."""
+    from transformers import AutoFeatureExtractor
+
+    native = overlapping(tmp_path / "first", strides, kind="ASTForAudioClassification")
+    start, ours = started(tmp_path / "first")
+    audio = ours.modality
+    assert audio.stride == strides and audio.tile == (16, 16) and audio.grid == ours.embedding.positions.extent
+    waves = [0.1 * torch.randn(n).numpy() for n in (400, 5000, 20_000)]
+    inputs = AutoFeatureExtractor.from_pretrained(tmp_path / "first")(waves, sampling_rate=16_000, return_tensors="pt")
+    view = audio.prepare(audio.collate([padded(w, audio.window) for w in waves], torch.arange(3)))
+    base, ours = native.audio_spectrogram_transformer.double(), ours.double()
+    with torch.no_grad():
+        theirs = base(inputs["input_values"].double(), output_hidden_states=True)
+        tiles = audio.cut(inputs["input_values"].transpose(1, 2)[:, None, :, : audio.extent[1]])["data"]
+        double = view.replace(data=tiles.double())
+        layers = ours.encoder(*ours.tokens(double), every_layer=True)
+        pooled = ours(double)
+    torch.testing.assert_close(view.data, tiles, rtol=0, atol=1e-5)
+    found = [(a - b).abs().max() / b.abs().max() for a, b in zip(layers[:-1], theirs.hidden_states[:-1], strict=True)]
+    found += [(layers[-1] - theirs.last_hidden_state).abs().max(), (pooled - theirs.pooler_output).abs().max()]
+    assert max(found) < 1e-10, found
+    ours = ours.float()
+    AST.export(ours, None).save_pretrained(tmp_path / "second")
+    states = base.float().state_dict(), AST.export(ours, None).state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    first, second = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("first", "second"))
+    assert first | {"architectures": None} == second | {"architectures": None}
+
+
+def test_gaps_are_refused(tmp_path):
+    overlapping(tmp_path, (20, 20), mel_bins=64, max_length=64)
+    with pytest.raises(ValueError, match="gaps"):
         start_from(str(tmp_path), "audio")
+
+
+@pytest.mark.parametrize("seconds, mel_bins", [(0.3, 38), (1.2, 38), (0.61, 26), (0.61, 58), (0.3, 58)])
+def test_the_user_s_length_and_bins(seconds, mel_bins, tmp_path):
+    """Places are cut from the middle, or interpolated along one axis after the other, as AST's own code does."""
+    native = overlapping(tmp_path, (10, 10))
+    start = start_from(str(tmp_path), "audio")
+    _, note = AST.adapted(start.modality, {"seconds": seconds, "mel_bins": mel_bins})
+    _, ours = started(tmp_path, seconds=seconds, mel_bins=mel_bins)
+    rows, columns = ours.modality.grid
+    assert f"{rows}×{columns} tiles instead of 3×5" in note
+    table = native.embeddings.position_embeddings[0].detach()
+    assert torch.equal(ours.embedding.lead_place, table[:2])
+    wanted = table[2:].T.reshape(1, 32, 3, 5)
+    if columns <= 5:
+        wanted = wanted[..., 5 // 2 - columns // 2 : 5 // 2 - columns // 2 + columns]
+    else:
+        wanted = torch.nn.functional.interpolate(wanted, size=(3, columns), mode="bilinear")
+    if rows <= 3:
+        wanted = wanted[:, :, 3 // 2 - rows // 2 : 3 // 2 - rows // 2 + rows]
+    else:
+        wanted = torch.nn.functional.interpolate(wanted, size=(rows, columns), mode="bilinear")
+    torch.testing.assert_close(ours.embedding.positions.table.T.reshape(1, 32, rows, columns), wanted)
+    back = AST.export(ours, None)
+    assert back.config.num_mel_bins == mel_bins and back(torch.zeros(1, back.config.max_length, mel_bins))
+
+
+@pytest.mark.parametrize("kind", [MAE, Masked])
+def test_an_overlapping_start_trains(kind, tmp_path):
+    overlapping(tmp_path)
+    objective = kind(started(tmp_path)[1])
+    audio = objective.backbone.modality
+    waves = [0.1 * torch.randn(audio.window).numpy() for _ in range(3)]
+    view = audio.prepare(audio.collate([padded(w, audio.window) for w in waves], torch.arange(3)))
+    optimizer = torch.optim.AdamW(objective.parameters(), 1e-3)
+    losses = []
+    for _ in range(10):
+        loss = objective([view])["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    AST.export(objective.backbone, None)

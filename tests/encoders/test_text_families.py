@@ -585,3 +585,16 @@ def test_a_real_checkpoint(folder):
     assert difference < 3e-6
     back = start.family.export(backbone).state_dict()
     assert all(torch.equal(tensor, back[name]) for name, tensor in native.state_dict().items())
+
+
+def test_a_pooler_that_is_not_in_the_file_is_no_noise(checkpoint, tmp_path):
+    """transformers fills what is missing at random; that was not brought, so the identity goes out."""
+    folder, _ = checkpoint("bert")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertModel"]}
+    transformers.BertTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    start, objective = begin(tmp_path, SimCLR)
+    assert not start.native.kept
+    back = start.family.export(objective.backbone)
+    assert torch.equal(back.pooler.dense.weight, torch.eye(24)) and not back.pooler.dense.bias.any()
