@@ -236,10 +236,10 @@ class ImageFamily(GridFamily):
                     changed[name] = (
                         [sum(values) / count] if channels == 1 else [values[j % count] for j in range(channels)]
                     )
-            how = "are summed to one" if channels == 1 else f"are repeated × {count}/{channels}"
-            notes.append(
-                f"{channels} channels instead of {count}: the first convolution's {how}, the normalisation folded in"
-            )
+            what, how = f"{channels} channels", f"are repeated × {count}/{channels}"
+            if channels == 1:
+                what, how = "1 channel", "are summed to one"
+            notes.append(f"{what} instead of {count}: the first convolution's {how}, the normalisation folded in")
         elif any(
             name in settings and each(given[name], count) != each(settings[name], count)
             for name in {"mean", "std"} & given.keys()

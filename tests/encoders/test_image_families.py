@@ -341,7 +341,7 @@ def test_a_grey_picture_looks_to_one_channel_as_to_three(case, tmp_path):
         back = start.family.export(backbone)(**image.processor()(grey, return_tensors="pt")).last_hidden_state
     torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(back, theirs, atol=2e-5, rtol=1e-5)
-    assert "1 channels instead of 3" in start.family.adapted(start.modality, {"channels": 1})[1]
+    assert "1 channel instead of 3" in start.family.adapted(start.modality, {"channels": 1})[1]
 
 
 @pytest.mark.parametrize("channels, count", [(1, 3), (4, 3), (3, 1), (3, 3)])
@@ -384,7 +384,7 @@ def test_what_is_given_stays_and_what_cannot_be_is_refused(tmp_path):
     config, note = adopted("--modality.image_size", "16", "--modality.channels", "1")
     assert note == (
         "16×16 pixels instead of 224×224: places are interpolated from 6×6 to 4×4 at every forward; "
-        "1 channels instead of 3: the first convolution's are summed to one, the normalisation folded in"
+        "1 channel instead of 3: the first convolution's are summed to one, the normalisation folded in"
     )
     assert config.modality["image_size"] == 16 and config.modality["channels"] == 1
     assert config.modality["mean"] == [pytest.approx(sum(IMAGENET["image_mean"]) / 3)]
