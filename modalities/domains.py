@@ -78,18 +78,29 @@ def defaults(owner: Callable, prefix: str = "") -> dict[str, Any]:
 
 
 def check(owner: Callable, values: dict[str, Any], prefix: str = "") -> None:
-    """Refuse, by name and with the way out, what is outside the domains of a signature's arguments."""
+    """Refuse, by name and with the way out, what is outside the domains of a signature's arguments.
+
+    Nothing (`learning_rate:` in YAML) and an empty word are no values, unless the type has None, a default's sign.
+    """
     for name, hint, default in arguments(owner):
         if name not in values:
             continue
         value = values[name]
+        if value is None and default is not None and not any(t in (Any, type(None)) for t in (hint, *get_args(hint))):
+            way = "" if default is inspect.Parameter.empty or nested(hint) else f", such as {default}"
+            raise ValueError(f"{prefix}{name} has no value; give one{way}, or leave {prefix}{name} out")
+        if isinstance(value, str) and (not value.strip() or "\0" in value):
+            fault = "holds a NUL, which no name does" if value.strip() else "is an empty word"
+            raise ValueError(f"{prefix}{name} {value!r} {fault}; leave {prefix}{name} out, or give one")
         if inner := nested(hint):
             check(inner, value if isinstance(value, dict) else vars(value or default), f"{prefix}{name}.")
         for domain in domains(hint):
             if not domain.holds(value):
                 shown = list(value) if isinstance(value, tuple) else value
                 rising = ", the smaller first" if type(domain) is Within and isinstance(value, (list, tuple)) else ""
-                raise ValueError(f"{prefix}{name} {shown} is not {domain!r}{rising}; try {advice(domain, default)}")
+                raise ValueError(
+                    f"{prefix}{name} {shown} is not {domain!r}{rising}; try {advice(domain, default, value)}"
+                )
 
 
 def domains(hint: Any) -> Iterator[Within]:
@@ -101,10 +112,12 @@ def domains(hint: Any) -> Iterator[Within]:
             yield from domains(part)
 
 
-def advice(domain: Within, default: Any) -> Any:
-    """A value that is in the domain: the default, if that is one."""
+def advice(domain: Within, default: Any, value: Any) -> Any:
+    """A value that is in the domain: the default, if that is one, or a pair the other way round."""
     if default not in (None, inspect.Parameter.empty) and domain.holds(default):
         return list(default) if isinstance(default, tuple) else default
+    if isinstance(value, (list, tuple)) and domain.holds(sorted(value)):
+        return sorted(value)
     if math.isfinite(domain.low) and not domain.above:
         return f"{domain.low:g}"
     return f"{(domain.low + domain.high) / 2:g}" if math.isfinite(domain.high) else "1"

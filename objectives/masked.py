@@ -30,6 +30,15 @@ class Decoder:
     depth: Count = 4
     heads: Count | None = None
 
+    def __post_init__(self):
+        if self.width % self.number:
+            raise ValueError(f"objective.decoder.width {self.width} is not a multiple of its heads, {self.number}")
+
+    @property
+    def number(self) -> int:
+        """Attention heads."""
+        return self.heads or max(1, self.width // 64)
+
 
 class MAE(Objective):
     """Masked autoencoder (He et al. 2022): encode the kept pieces only, decode the dropped ones with a light decoder.
@@ -61,7 +70,7 @@ class MAE(Objective):
             Architecture(
                 decoder.width,
                 decoder.depth,
-                decoder.heads or max(1, decoder.width // 64),
+                decoder.number,
                 hidden=round(trunk.hidden / trunk.width * decoder.width),
                 eps=trunk.eps,
             )

@@ -23,13 +23,19 @@ from encoders import EncoderSettings
 from modalities import MODALITIES
 from objectives import OBJECTIVES
 from training.errors import UserError, nearest, one_line, one_line_exit
-from training.settings import GROUPS, Config, Data, Run, defaults_of, flatten, home, plain, without_name
+from training.settings import CHOSEN, GIVEN, GROUPS, Config, Data, Run, defaults_of, flatten, home, plain, without_name
+
+COMMANDS = {"config", "show", "help", "print_config"}  # words of the command line alone
 
 
 def read(source: "Config | dict | str | os.PathLike", overrides: list[str] | None = None) -> Config:
     """A checked `Config` from one, from a dictionary, or from a YAML file, with command-line overrides."""
     if isinstance(source, Config):
         return _parse(unfold(source.stored()), overrides or [], "train.py")
+    if not isinstance(source, (dict, str, os.PathLike)):
+        raise UserError(
+            f"a configuration is a file, a dictionary of options or a Config, not a {type(source).__name__}"
+        )
     given = plain(source) if isinstance(source, dict) else load_yaml(source)
     return _parse(unfold(given), overrides or [], "train.py")
 
@@ -41,13 +47,15 @@ def from_command_line(argv: list[str], program: str = "train.py") -> Config:
         arguments = iter(argv)
         for argument in arguments:
             if argument == "--config":
-                files.append(next(arguments, ""))
+                files.append(next(arguments, "--"))
             elif argument.startswith("--config="):
                 files.append(argument.split("=", 1)[1])
             else:
                 rest.append(argument)
         given: dict[str, Any] = {}
         for name in files:
+            if not name or name.startswith("--"):
+                raise UserError("--config: expected one argument, a YAML file")
             merge(given, unfold(load_yaml(name)))
         return _parse(given, rest, program)
 
@@ -55,13 +63,15 @@ def from_command_line(argv: list[str], program: str = "train.py") -> Config:
 def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
     argv = [re.sub(rf"^--({'|'.join(GROUPS)})(?==|$)", r"--\1.name", argument) for argument in argv]
     stored = given.pop("origin", None)
+    if not isinstance(stored or {}, dict) or not set((stored or {}).values()) <= {*CHOSEN, *GIVEN}:
+        raise UserError("origin is what a run writes into its configuration, and no option; leave it out")
     origin = dict(stored or {})
     if stored is None:
         origin = _recipe(given, argv)
     names = {}
     for group, table in (("modality", MODALITIES), ("objective", OBJECTIVES)):
-        asked, filed = peek(argv, f"--{group}.name"), given.get(group, {}).get("name")
-        names[group] = str(asked or filed or next(iter(table)))
+        asked, filed = peek(argv, f"--{group}.name"), given.get(group, {}).get("name", next(iter(table)))
+        names[group] = str(asked or filed)
         if names[group] not in table:
             raise UserError(f"{group} {names[group]!r} is not one of {', '.join(table)}{nearest(names[group], table)}")
         if asked:
@@ -72,10 +82,10 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
     usual = plain(defaults_of(names["modality"], names["objective"]))
     filed = flatten(given)
     for key in filed:
-        _known(key, known, usual)
+        _known(key, known - COMMANDS, usual)
     said = [argument[2:].split("=")[0] for argument in argv if argument.startswith("--")]
     for key in said:
-        _known(key, known | {"help", "print_config"}, usual, "--")
+        _known(key, known | COMMANDS, usual, "--")
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             space = parser.parse_args(["--config", yaml.safe_dump(given), *argv] if given else argv)
@@ -141,13 +151,17 @@ def modality_of(source: str) -> str | None:
 def readable(error: ArgumentError) -> str:
     """jsonargparse's refusal of a value, by the option's name and in the words of the help."""
     text = re.sub(r"<class '(\w+)'>", r"\1", one_line(error))
+    union = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*Given value: "
+    text = re.sub(union, lambda m: f"Expected one of {m[1]}. Got value: ", text)
+    text = re.sub(r"typing\.Annotated\[([^][]*(?:\[[^][]*\])?[^][]*), (in [\[(].*?[\])])\]", r"\1 \2", text)
+    text = re.sub(r"typing\.(?:Literal\[(.*?)\]|(\w))", lambda m: m[1] or m[2], text).replace("NoneType", "null")
     return re.sub(r'^(?:Parser key|argument) "?(--)?([\w.]+)"?: ', r"\1\2: ", text)
 
 
 def _known(key: str, known: set[str], usual: dict[str, Any], dashes: str = "") -> None:
     """Refuse an option that there is not, and a group of options that was given a value."""
     within = [k.rpartition(".")[2] for k in usual if k.startswith(f"{key}.")]
-    if key in known - {"config"} and not within:
+    if key in known and not within:
         return
     if within:
         raise UserError(f"{dashes}{key} is a group of options ({', '.join(within)}): give {dashes}{key}.{within[0]}")
@@ -182,12 +196,22 @@ def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
         near = [p.name for p in Path(__file__).parents[1].glob("configs/*.yaml")]
         raise UserError(f"no config file {str(path)!r}{nearest(path.name, near)}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506
     except (yaml.YAMLError, UnicodeError) as error:
         raise UserError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no options (`name: value` lines)")
     return plain(content)
+
+
+class Loader(yaml.SafeLoader):
+    """Plain data alone, and an option that is there twice is a mistake: the second would win in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"{min(twice)} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def unfold(given: dict[str, Any]) -> dict[str, Any]:

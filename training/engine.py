@@ -107,7 +107,7 @@ def settings(run: Run, ranks: int) -> dict[str, Any]:
             raise UserError(f"deepspeed {given}: no such file; there are configs/deepspeed/zero0.json to zero3.json")
         try:
             given = json.loads(Path(given).read_text())
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # of JSON, or of bytes that are no text
             raise UserError(f"deepspeed {run.deepspeed}: not JSON: {error}") from None
     if not isinstance(given or {}, dict):
         raise UserError(f"deepspeed {run.deepspeed}: holds no settings (a JSON object)")
@@ -131,7 +131,10 @@ def settings(run: Run, ranks: int) -> dict[str, Any]:
         if value != "auto" and not (isinstance(value, dict) and value.get("enabled", True) in (False, "auto")):
             raise UserError(f"deepspeed {key}: is set by {way}; leave it out of the DeepSpeed settings")
     given.setdefault("timers", {"throughput": {"enabled": False}})  # it waits for the device twice a step
-    given["zero_optimization"] = zero = {k: v for k, v in given.get("zero_optimization", {}).items() if v != "auto"}
+    asked = given.get("zero_optimization", {})
+    if not isinstance(asked, dict) or asked.get("stage", 0) not in (0, 1, 2, 3, "auto"):
+        raise UserError(f"deepspeed zero_optimization {asked}: give an object whose stage is 0, 1, 2 or 3")
+    given["zero_optimization"] = zero = {k: v for k, v in asked.items() if v != "auto"}
     stage = zero.setdefault("stage", 0)
     if stage == 3:
         if run.compile:

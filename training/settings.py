@@ -131,8 +131,8 @@ class Run:
     gradient_checkpointing: bool = False
     compile: bool = False
     deepspeed: str | dict[str, Any] | None = None
-    seed: Number = 42
-    dataloader_num_workers: Number | Literal["auto"] = "auto"
+    seed: Annotated[int, Within("[0, 9e18)")] = 42  # a generator of torch has 64 bits
+    dataloader_num_workers: Annotated[int, Within("[0, 512]")] | Literal["auto"] = "auto"
     logging_steps: Count = 10
     eval_steps: Number = 500
     save_steps: Number = 500
@@ -351,12 +351,14 @@ def flatten(given: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def plain(value: Any, name: str = "") -> Any:
+def plain(value: Any, name: str = "", depth: int = 0) -> Any:
     """As YAML has it: tuples and arrays are lists, paths are words. What YAML has no words for is refused by name."""
+    if depth > 50:
+        raise UserError(f"{name.split('.')[0]} holds itself: give a number, a word, a list or a dictionary of these")
     if isinstance(value, dict):
-        return {str(k): plain(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()}
+        return {str(k): plain(v, f"{name}.{k}" if name else str(k), depth + 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v, name) for v in value]
+        return [plain(v, name, depth + 1) for v in value]
     if hasattr(value, "tolist") and not isinstance(value, torch.Tensor):  # numpy's numbers and arrays
         return plain(value.tolist(), name)
     if isinstance(value, PurePath):

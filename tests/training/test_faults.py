@@ -7,6 +7,7 @@ import support
 import export
 import probe
 import train
+from training.errors import UserError
 
 PROGRAMS = {"train.py": train.main, "probe.py": probe.main, "export.py": export.main}
 TINY = "--per_device_train_batch_size 8 --max_steps 1 --dataloader_num_workers 0 --device cpu --report_to none".split()
@@ -23,6 +24,13 @@ def here(tmp_path_factory):
         "broken.yaml": b"objective: {name: [}",
         "bytes.yaml": b"seed: \xff\xfe",
         "list.json": b"[1, 2]",
+        "stage.json": b'{"zero_optimization": 7}',
+        "nothing.yaml": b"learning_rate:",
+        "group_of_none.yaml": b"objective:",
+        "twice.yaml": b"seed: 1\nseed: 2",
+        "cycle.yaml": b"deepspeed: &a {again: *a}",
+        "show.yaml": b"show: true",
+        "origin.yaml": b"origin: {seed: nowhere}",
     }.items():
         (folder / name).write_bytes(content)
     (folder / "group.yaml").write_text("data: []\n")
@@ -66,6 +74,28 @@ def test_wrong_commands(situation, command, says, here, tmp_path, monkeypatch):
     line = refusal(command, here, tmp_path)
     assert says.format(here=here) in line, line
     assert not (tmp_path / "run").exists() and contents(here) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "not a list"),
+        (None, "not a NoneType"),
+        ({"learning_rate": None}, "learning_rate has no value"),
+        ({"data": None}, "data.name has no value"),
+        ({"modality": {"name": None}}, "modality 'None' is not one of"),
+        ({"output_dir": "a\0b"}, "holds a NUL"),
+        ({"output_dir": ""}, "is an empty word"),
+        ({"seed": object()}, "seed is a object"),
+        ({"objective": {"mask": 3}}, "objective.mask is a group"),
+        ({3: 4}, "no option '3'"),
+    ],
+    ids=str,
+)
+def test_wrong_dictionaries(given, says):
+    with pytest.raises(UserError) as refused:
+        train.pretrain(given)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_the_page_says_what_the_tests_hold():
