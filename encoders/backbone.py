@@ -122,7 +122,7 @@ def by_sample(values: Float[Tensor, "r k d"], view: View) -> Float[Tensor, "b d"
     """Values, one a sample of each row, in batch order."""
     if view.segment is None:
         return values[:, 0]
-    segment: Int[Tensor, s] = view.samples.flatten()
+    segment: Int[Tensor, " s"] = view.samples.flatten()
     return values.new_zeros(len(view) + 1, values.shape[-1]).index_add(0, segment, values.flatten(0, 1))[1:]
 
 

@@ -222,7 +222,7 @@ class TokenEmbedding(Embedding):
                     nn.init.zeros_(table.weight[table.padding_idx])
 
     @property
-    def hidden(self) -> Float[Tensor, "d"]:
+    def hidden(self) -> Float[Tensor, " d"]:
         return self.words(self.mask_id)
 
     def lead(self) -> Float[Tensor, "l d"]:

@@ -21,7 +21,7 @@ class Sequences(NamedTuple):
     """
 
     order: Int[Tensor, "r m"]
-    starts: Int[Tensor, "s"]
+    starts: Int[Tensor, " s"]
 
     def sort(self, values: Float[Tensor, "r m d"]) -> Float[Tensor, "r m d"]:
         return values.expand(len(self.order), -1, -1).gather(1, self._index(values))

@@ -279,7 +279,7 @@ def padded(wave: np.ndarray, length: int) -> dict[str, Tensor]:
     return {"data": data, "valid_frames": torch.tensor(valid)}
 
 
-def interpolated(values: Float[Tensor, "b f m"], speed: Float[Tensor, "b"], pitch: Float[Tensor, "b"]):
+def interpolated(values: Float[Tensor, "b f m"], speed: Float[Tensor, " b"], pitch: Float[Tensor, " b"]):
     """Values of each clip at frames `t · speed` and bins `k · pitch`, linear between neighbours, the last ones kept."""
     batch, frames, bins = values.shape
     time = torch.arange(frames, device=values.device) * speed[:, None]

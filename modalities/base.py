@@ -100,7 +100,7 @@ class Modality:
         """Evaluation views that together show all of a sample; its features are their mean. By default one."""
         yield self.view(sample, EVALUATION, 0)
 
-    def collate(self, samples: list[dict[str, Tensor]], seed: Int[Tensor, "b"]) -> View:
+    def collate(self, samples: list[dict[str, Tensor]], seed: Int[Tensor, " b"]) -> View:
         """Lay out B samples as one view. By default one whole sample a row, all of one shape."""
         return View(seed=seed, **{key: torch.stack([s[key] for s in samples]) for key in samples[0]})
 
@@ -127,7 +127,7 @@ class Modality:
         """
         return None
 
-    def error(self, guess: Tensor, data: Tensor) -> Float[Tensor, "h"]:
+    def error(self, guess: Tensor, data: Tensor) -> Float[Tensor, " h"]:
         """One error a guess, in float32."""
         raise NotImplementedError
 
@@ -196,7 +196,7 @@ class Grid(Modality):
         guess: Float[Tensor, "h p"],
         data: Float[Tensor, "h p"],
         secret: Bool[Tensor, "h p"] | None = None,
-    ) -> Float[Tensor, "h"]:
+    ) -> Float[Tensor, " h"]:
         guess, data = guess.float(), data.float()
         if self.target == "normalised":
             variance, mean = torch.var_mean(data, dim=-1, keepdim=True)  # unbiased, as in MAE

@@ -169,7 +169,7 @@ class Text(Modality):
             made["group"] = torch.from_numpy(np.append(word[kept], word[-1] + 1))
         return made
 
-    def collate(self, samples: list[dict[str, Tensor]], seed: Int[Tensor, "b"]) -> View:
+    def collate(self, samples: list[dict[str, Tensor]], seed: Int[Tensor, " b"]) -> View:
         """Pack the samples into rows: of about equal length, or of `row_length` tokens with their leads."""
         lengths = [len(s["data"]) for s in samples]
         if self.row_length is None:
@@ -213,11 +213,11 @@ class Text(Modality):
         other = self.choice[mix(seed, 2, data) % len(self.choice)]
         return torch.where(hide & (draw >= 0.8) & (draw < 0.9), other, data), hide & (draw < 0.8)
 
-    def error(self, guess: Float[Tensor, "h v"], data: Int[Tensor, "h"]) -> Float[Tensor, "h"]:
+    def error(self, guess: Float[Tensor, "h v"], data: Int[Tensor, " h"]) -> Float[Tensor, " h"]:
         return F.cross_entropy(guess.float(), data, reduction="none")
 
 
-def half(length: int, which: int, random: np.random.Generator) -> Bool[np.ndarray, "n"]:
+def half(length: int, which: int, random: np.random.Generator) -> Bool[np.ndarray, " n"]:
     """True for the tokens of one of two disjoint halves, neither empty. Both have the token of a text of one."""
     first = random.random(length) < 0.5
     if length == 1:
@@ -227,7 +227,7 @@ def half(length: int, which: int, random: np.random.Generator) -> Bool[np.ndarra
     return first if which == 0 else ~first
 
 
-def span(starts: Bool[np.ndarray, "n"], scale: tuple[float, float], random: np.random.Generator):
+def span(starts: Bool[np.ndarray, " n"], scale: tuple[float, float], random: np.random.Generator):
     """Indices of the tokens of a random run of words, a fraction of them in `scale`, at least one."""
     begin = np.flatnonzero(starts)
     if len(begin) < 2:  # a script without spaces

@@ -60,17 +60,17 @@ class View:
     """
 
     data: Tensor
-    seed: Int[Tensor, "b"]
+    seed: Int[Tensor, " b"]
     position: Int[Tensor, "r n a"] | None = None
     grid: tuple[int, ...] | None = None
     segment: Int[Tensor, "r n"] | None = None
     samples: Int[Tensor, "r k"] | None = None
-    identity: Int[Tensor, "b"] | None = None
-    row: Int[Tensor, "b"] | None = None
+    identity: Int[Tensor, " b"] | None = None
+    row: Int[Tensor, " b"] | None = None
     group: Int[Tensor, "r n"] | None = None
     ordinary: Bool[Tensor, "r n"] | None = None
     secret: Bool[Tensor, "r n p"] | None = None
-    valid_frames: Int[Tensor, "b"] | None = None
+    valid_frames: Int[Tensor, " b"] | None = None
     warp: Tensor | None = None
 
     def __len__(self) -> int:

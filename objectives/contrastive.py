@@ -48,7 +48,7 @@ class SimCLR(Objective):
 
 
 def nt_xent_loss(
-    z_i: Float[Tensor, "b d"], z_j: Float[Tensor, "b d"], temperature: float, identity: Int[Tensor, "b"] | None = None
+    z_i: Float[Tensor, "b d"], z_j: Float[Tensor, "b d"], temperature: float, identity: Int[Tensor, " b"] | None = None
 ) -> Float[Tensor, ""]:
     """Normalised temperature-scaled cross-entropy (SimCLR, algorithm 1), in float32, over the batch of all ranks.
 

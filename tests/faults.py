@@ -46,7 +46,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("a rate below 0", "--learning_rate -1", "learning_rate -1.0 is not in (0, inf); try 0.0015"),
     ("no sample in a batch", "--per_device_train_batch_size 0", "per_device_train_batch_size 0 is not in [1, inf)"),
     ("a beta of 1", "--adam_beta2 1", "adam_beta2 1.0 is not in [0, 1); try 0.95"),
-    ("a negative seed", "--seed -1", "seed -1 is not in [0, inf); try 42"),
+    ("a negative seed", "--seed -1", "seed -1 is not in [0, 9e18); try 42"),
     ("steps below -1", "--max_steps -5", "max_steps -5 is not in [-1, inf); try -1"),
     ("one checkpoint kept", "--save_total_limit 1", "save_total_limit 1 is not in [2, inf); try 2"),
     ("a warm-up longer than the run", "--max_steps 10 --warmup_steps 20", "warmup_steps 20 of max_steps 10"),

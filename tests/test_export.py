@@ -374,6 +374,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     assert [f.name for f in other.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.fault("an export that fails midway", "nothing is left", "the reason")
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     finished("image", "mae", tmp_path / "run")
     monkeypatch.setattr(module, "card", lambda *_: 1 / 0)
@@ -415,6 +416,9 @@ def test_a_mistake_is_one_line(arguments, words, tmp_path, capsys):
     assert not (tmp_path / "run" / "exported").exists()
 
 
+@pytest.mark.fault(
+    "an export of a damaged checkpoint", "refused", "checkpoint-1 is damaged (model.safetensors has another SHA-256)"
+)
 def test_a_damaged_checkpoint_is_named_and_not_exported(tmp_path, capsys):
     finished("image", "mae", tmp_path)
     with open(tmp_path / "checkpoint-1" / "model.safetensors", "r+b") as file:

@@ -237,6 +237,9 @@ def test_what_the_hub_refuses_late_can_be_tried_again(hub, run):
     assert complete(run / "exported")
 
 
+@pytest.mark.fault(
+    "a push without a network", "the exported folder is complete", "... is complete, so retry with: hf upload ..."
+)
 def test_without_a_network_the_folder_is_complete_and_the_way_out_named(hub, run):
     hub.shutdown()
     hub.server_close()

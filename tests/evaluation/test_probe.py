@@ -104,6 +104,7 @@ def test_a_long_sound_is_the_mean_of_windows_that_hear_all_of_it(tmp_path):
         np.testing.assert_allclose(x, means, atol=2e-5)
 
 
+@pytest.mark.fault("unreadable rows in a probe", "left out of all figures", "which rows")
 def test_unreadable_rows_are_left_out_and_named(tmp_path):
     _, objective = finished("image", "mae", tmp_path / "run")
     rows = load(Data(name=str(table("image", tmp_path / "data", spoil=3))), objective.backbone.modality)
@@ -294,6 +295,7 @@ def test_labels_of_many_kinds(labels, feature, rows, classes, run, judged, tmp_p
     assert judged and all(seen == (rows, set(range(classes)), set(range(classes))) for seen in judged)
 
 
+@pytest.mark.fault("labels that are no classes", "refused", "what they are, and the way out")
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

@@ -503,6 +503,11 @@ def broken(argv: list[str], steps: list[int], how: str, rank: int | None = None)
     return said
 
 
+@pytest.mark.fault(
+    "two steps in a row that are not finite",
+    "ends; weights and moments stay finite",
+    "steps 6 and 7 were not finite; last good checkpoint",
+)
 @pytest.mark.parametrize(("how", "ranks", "rank"), [("product", 1, None), ("sum", 1, None), ("product", 2, 1)])
 def test_loss_that_is_not_finite(launch, pictures, tmp_path, how, ranks, rank):
     argv = command(
@@ -530,6 +535,11 @@ def test_loss_that_is_not_finite(launch, pictures, tmp_path, how, ranks, rank):
     assert ended.output().count("step 3: the gradient is not finite") == 4
 
 
+@pytest.mark.fault(
+    "unreadable pictures among good ones",
+    "replaced, counted, named in bad_samples.jsonl",
+    "5 unusable samples replaced",
+)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_unusable_samples_are_replaced_counted_and_named(launch, pictures, tmp_path, ranks):
     bad = spoil(pictures)
@@ -545,6 +555,9 @@ def test_unusable_samples_are_replaced_counted_and_named(launch, pictures, tmp_p
     assert "5 unusable samples replaced" in ended.output()
 
 
+@pytest.mark.fault(
+    "too many unreadable samples", "ends; a higher limit continues", "more than 2 unusable samples (data.max_bad)"
+)
 def test_too_many_unusable_samples_stop_the_run(launch, pictures, tmp_path):
     spoil(pictures)
     ended = launch(run, 1, argv=command(tmp_path / "run", pictures, data__max_bad=2))
@@ -556,6 +569,7 @@ def test_too_many_unusable_samples_stop_the_run(launch, pictures, tmp_path):
     launch(run, 1, argv=command(tmp_path / "run", pictures, data__max_bad=20)).results()
 
 
+@pytest.mark.fault("nothing but unreadable samples", "ends", "no usable sample in ...")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_unusable_samples(launch, tmp_path, workers):
     (tmp_path / "data").mkdir()

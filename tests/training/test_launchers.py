@@ -16,6 +16,7 @@ OPEN_MPI |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "prterun-a-12@
 INTEL = {"PMI_SIZE": "2", "PMI_RANK": "1", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "PMI_ID": "1"}
 
 
+@pytest.mark.fault("srun instead of torchrun", "its processes are ranks of one run", "nothing")
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [
@@ -36,12 +37,14 @@ def test_srun_makes_ranks(nodes, first):
     assert other["MASTER_PORT"] == found["MASTER_PORT"]
 
 
+@pytest.mark.fault("mpirun instead of torchrun", "its processes are ranks of one run", "nothing")
 def test_mpirun_makes_ranks():
     found = dict(OPEN_MPI)
     announce(found)
     assert [found[k] for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")] == ["1", "2", "1", "127.0.0.1"]
 
 
+@pytest.mark.fault("several processes that cannot meet", "refused", "the line to use")
 @pytest.mark.parametrize(
     "environment",
     [
@@ -110,6 +113,11 @@ def first_decides(folder: str) -> list:
     return made
 
 
+@pytest.mark.fault(
+    "a refusal on one rank, other options on another",
+    "all ranks end, the line is said once",
+    "rank 1 has another data than rank 0",
+)
 def test_what_the_first_rank_decides_or_refuses_is_everyones(launch, tmp_path):
     results = launch(first_decides, 3, folder=str(tmp_path)).results()
     for rank, (decided, *refused, differing, file) in enumerate(results):

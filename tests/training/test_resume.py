@@ -115,6 +115,7 @@ QUICK = ("in a step", "half of the second", "before a checkpoint", "at start-up,
 MARKED = [pytest.param(k, marks=[] if k.startswith(QUICK) else [pytest.mark.slow]) for k in KILLS]
 
 
+@pytest.mark.fault("killed in any moment of a save", "the same command continues, equal bit for bit", "continuing")
 @pytest.mark.parametrize("where", MARKED)
 def test_killed_is_as_not_killed(launch, undisturbed, data, tmp_path, where):
     kill, count = KILLS[where]
@@ -125,6 +126,7 @@ def test_killed_is_as_not_killed(launch, undisturbed, data, tmp_path, where):
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
+@pytest.mark.fault("two ranks killed again and again", "equal to undisturbed, bit for bit", "continuing")
 @pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_ranks_killed_again_and_again(launch, undisturbed, data, tmp_path, stage):
     argv = command(tmp_path / "run", data, 2, stage)
@@ -139,6 +141,7 @@ def test_two_ranks_killed_again_and_again(launch, undisturbed, data, tmp_path, s
     assert outcome(tmp_path / "run") == outcome(undisturbed(2, stage))
 
 
+@pytest.mark.fault("killed while the log is rewritten", "no line is lost, none is there twice", "continuing")
 def test_killed_while_the_log_is_rewritten(launch, undisturbed, data, tmp_path):
     argv = command(tmp_path / "run", data)
     launch(train, 1, argv=argv, kill="training.engine:Engine.step", count=6).wait()
@@ -158,6 +161,7 @@ def test_a_finished_run_is_left_alone(launch, undisturbed, data, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 
+@pytest.mark.fault("a damaged checkpoint", "found by size and hash", "the damaged file's name")
 @pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
 def test_any_damage_is_found_and_named(undisturbed, tmp_path, how):
     folder = tmp_path / "run"
@@ -201,6 +205,11 @@ def test_every_byte_of_the_manifest_counts(undisturbed, tmp_path):
         assert checkpoint.damage(folder) is not None
 
 
+@pytest.mark.fault(
+    "the newest checkpoint is damaged",
+    "the one before is used",
+    "checkpoint-9 is damaged (optimizer.safetensors has another SHA-256)",
+)
 def test_the_one_before_a_damaged_checkpoint_is_used(launch, undisturbed, data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed(1, 0), folder)
@@ -212,6 +221,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(launch, undisturbed, data, 
     assert outcome(folder) == outcome(undisturbed(1, 0))
 
 
+@pytest.mark.fault("other settings at a resume", "refused", "the settings' names")
 def test_other_settings_are_refused_by_name(undisturbed, data, tmp_path):
     import train
 
@@ -225,6 +235,7 @@ def test_other_settings_are_refused_by_name(undisturbed, data, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 
+@pytest.mark.fault("other data, or another global batch, at a resume", "refused", "what differs")
 def test_other_data_and_another_batch_are_refused(launch, undisturbed, data, tmp_path):
     folder, other = tmp_path / "run", tmp_path / "data"
     shutil.copytree(undisturbed(1, 0), folder)
@@ -238,6 +249,7 @@ def test_other_data_and_another_batch_are_refused(launch, undisturbed, data, tmp
     assert "fingerprint" in refused.output()
 
 
+@pytest.mark.fault("pickles among a checkpoint's files", "never opened", "nothing")
 def test_no_pickle_is_opened(launch, undisturbed, data, tmp_path):
     folder, marker = tmp_path / "run", tmp_path / "executed"
     shutil.copytree(undisturbed(1, 0), folder)
@@ -370,6 +382,11 @@ def children(parent: int) -> list[int]:
 # Longer, moved, damaged: what may go on, and what may not.
 
 
+@pytest.mark.fault(
+    "a run made longer",
+    "continues on the new schedule",
+    "15 steps instead of 9: the learning rate follows the new length",
+)
 def test_a_run_made_longer_is_said_and_killed_is_as_not_killed(launch, undisturbed, data, tmp_path):
     runs = [tmp_path / "whole", tmp_path / "killed"]
     for folder in runs:
@@ -414,6 +431,7 @@ def test_a_key_that_an_older_version_did_not_have_is_at_its_default(launch, undi
     assert outcome(folder) == outcome(undisturbed(1, 0))
 
 
+@pytest.mark.fault("another micro-batch where samples are compared", "refused", "set per_device_train_batch_size to 8")
 def test_micro_batches_of_samples_that_are_compared_stay_as_large(launch, undisturbed, data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed(1, 0), folder)
@@ -424,6 +442,7 @@ def test_micro_batches_of_samples_that_are_compared_stay_as_large(launch, undist
     assert "set per_device_train_batch_size to 8" in refused.output()
 
 
+@pytest.mark.fault("all checkpoints are damaged", "refused, nothing is touched", "all checkpoints are damaged")
 def test_if_all_checkpoints_are_damaged_no_run_starts_anew(launch, undisturbed, data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed(1, 0), folder)
@@ -443,6 +462,11 @@ def test_the_checkpoint_just_written_is_kept(tmp_path):
     assert [f.name for f in checkpoint.folders(tmp_path)] == ["checkpoint-6", "checkpoint-3"]
 
 
+@pytest.mark.fault(
+    "a full disk at a save",
+    "ends; whole checkpoints stay",
+    "checkpoint-9 cannot be written; continues from checkpoint-6",
+)
 def test_a_full_disk_is_one_line_and_leaves_what_was_whole(launch, undisturbed, data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed(1, 0), folder)

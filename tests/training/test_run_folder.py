@@ -12,7 +12,7 @@ import time
 import pytest
 import support
 
-from training import run_folder
+from training import log, run_folder
 from training.errors import UserError
 from training.run_folder import RunFolder
 
@@ -37,6 +37,9 @@ def holder(tmp_path):
     process.wait()
 
 
+@pytest.mark.fault(
+    "two processes in one folder", "the second is refused before data is read", "in use by process N on HOST since TIME"
+)
 def test_a_second_process_is_refused_by_name_until_the_first_is_dead(holder, tmp_path):
     with pytest.raises(UserError, match=rf"in use by process {holder.pid} on \S+ since") as refused:
         RunFolder(tmp_path / "run").__enter__()
@@ -63,6 +66,7 @@ def no_locks(monkeypatch):
     monkeypatch.setattr(run_folder, "STALE", 2.0)
 
 
+@pytest.mark.fault("a file system without locks", "a heartbeat stands for the lock", "in use by process N")
 def test_without_locks_a_heartbeat_decides(tmp_path, monkeypatch):
     no_locks(monkeypatch)
     monkeypatch.setattr(run_folder, "BEAT", 0.2)
@@ -71,6 +75,7 @@ def test_without_locks_a_heartbeat_decides(tmp_path, monkeypatch):
             RunFolder(tmp_path / "run").__enter__()
 
 
+@pytest.mark.fault("no heartbeat for two minutes", "the folder is taken over, and the first stops", "nothing")
 def test_without_locks_who_shows_no_life_is_taken_for_dead_and_hears_of_it(tmp_path, monkeypatch):
     no_locks(monkeypatch)
     with RunFolder(tmp_path / "run") as first:
@@ -79,6 +84,11 @@ def test_without_locks_who_shows_no_life_is_taken_for_dead_and_hears_of_it(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.fault(
+    "a lock of another machine",
+    "it is watched before the folder is taken",
+    "process 7 on elsewhere since noon may be at work",
+)
 def test_a_lock_of_another_machine_is_watched(tmp_path, monkeypatch, capsys):
     """Some network disks lock within a machine only."""
     monkeypatch.setattr(run_folder, "STALE", 2.0)
@@ -95,6 +105,7 @@ def test_a_lock_that_says_nothing(tmp_path):
         assert folder.mine()
 
 
+@pytest.mark.fault("a log in the run's folder", "accepted", "nothing")
 @pytest.mark.parametrize("name", ["train.log", "slurm-17.out", "slurm.err", "notes.txt", ".nfs0001", "lost+found"])
 def test_logs_do_not_make_a_folder_somebody_elses(tmp_path, name):
     (tmp_path / name).mkdir() if name == "lost+found" else (tmp_path / name).touch()
@@ -103,6 +114,7 @@ def test_logs_do_not_make_a_folder_somebody_elses(tmp_path, name):
     assert (tmp_path / name).exists()
 
 
+@pytest.mark.fault("a damaged config.yaml in the folder", "refused", "config.yaml is not the configuration of a run")
 @pytest.mark.parametrize("content", ["", "null", "- a", "a: [", "\0"])
 def test_a_configuration_that_cannot_be_read_is_named(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
@@ -110,6 +122,7 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path, content):
         folder.origin(support.config("image", "mae", tmp_path))
 
 
+@pytest.mark.fault("files of others in the folder", "refused", "other files, by name")
 def test_others_files_are_refused_by_name(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with RunFolder(tmp_path) as folder, pytest.raises(UserError, match="other files.*thesis.tex"):
@@ -120,3 +133,9 @@ def test_others_files_are_refused_by_name(tmp_path):
 def test_a_place_that_cannot_be_written_to(place):
     with pytest.raises(UserError, match=f"output_dir {place}"):
         RunFolder(place).__enter__()
+
+
+@pytest.mark.fault("no git on the machine", "the run starts; its commit is unknown", "nothing")
+def test_a_machine_without_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert log.environment({})["git_commit"] is None

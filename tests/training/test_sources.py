@@ -176,6 +176,7 @@ def test_documentation_and_hidden_files_are_no_data(tmp_path, capsys):
     assert len(rows) == 3 and "1 other files (notes.txt)" in said and "documentation" in said
 
 
+@pytest.mark.fault("tables beside text files", "asked for", "tables beside text files: --data FILE")
 def test_a_table_beside_text_is_asked_for_and_one_of_pictures_wins(tmp_path, capsys, table):
     write(tmp_path / "both", **{"data/a.jsonl": lines(5), "vocabulary.txt": "a\nb"})
     with pytest.raises(
@@ -261,6 +262,7 @@ def test_splits_in_names_of_text_and_of_pictures(tmp_path, capsys):
     assert len(rows) == 4 and "2 of 4 file names hold words of splits (test_1.png, train_1.png)" in said
 
 
+@pytest.mark.fault("split folders beside others", "refused", "look like splits beside others")
 def test_splits_among_other_folders_are_refused(tmp_path):
     write(tmp_path / "a", **{"train/a": 1, "test/a": 1, "ground_truth/a": 1})
     with pytest.raises(UserError, match=r"look like splits \(test, train\) beside others \(ground_truth\)"):
@@ -444,6 +446,11 @@ def test_labels_are_no_samples(tmp_path):
 BAD = b"caf\xe9"
 
 
+@pytest.mark.fault(
+    "bytes that are not UTF-8",
+    "good rows are read; refused if many would be lost",
+    "b.csv is not UTF-8 in 2 lines, such as 5, 7",
+)
 @pytest.mark.parametrize("kind", ["txt", "csv", "jsonl"])
 def test_bytes_that_are_not_utf_8(kind, tmp_path, capsys):
     def content(bad: set[int], count: int = 40) -> bytes:
@@ -495,6 +502,7 @@ def test_encodings_and_separators_are_seen(tmp_path, capsys):
     assert rows.table["text"][:] == ["hallo", "welt"] and "1 files that are not UTF-8 (b/2.txt)" in said
 
 
+@pytest.mark.fault("a broken table among many", "refused", "its name, cannot be read")
 def test_an_unreadable_table_of_many_is_named(tmp_path, capsys, table):
     for i in range(3):
         table.to_parquet(tmp_path / f"{i}.parquet")

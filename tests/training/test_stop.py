@@ -77,6 +77,11 @@ WAYS = {
 QUICK = ("alone, TERM", "alone, USR1, to the group")
 
 
+@pytest.mark.fault(
+    "SIGTERM, SIGUSR1, Ctrl-C; alone, torchrun, deepspeed",
+    "saved at the step's end; 75 if alone, Ctrl-C 130",
+    "saved at step N",
+)
 @pytest.mark.parametrize("way", [pytest.param(w, marks=[] if w in QUICK else [pytest.mark.slow]) for w in WAYS])
 def test_a_signal_saves(data, tmp_path, way):
     launcher, number, group, code = WAYS[way]
@@ -101,6 +106,7 @@ def test_a_signal_saves(data, tmp_path, way):
     assert ended.returncode == 0 and f"step {saved} of {saved + 2}" in said, said
 
 
+@pytest.mark.fault("Ctrl-C before the first step", "code 130, no folder is left", "starts anew: nothing was saved yet")
 def test_a_stop_before_the_first_step_says_that_nothing_was_saved(data, tmp_path):
     started = begin([sys.executable], options(tmp_path / "run", data))
     while not (tmp_path / "run" / ".lock").exists() and started.poll() is None:

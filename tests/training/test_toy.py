@@ -123,7 +123,7 @@ class Series(Modality):
             count = max(2, round(count * random.uniform(*spec.scale)))
         return {"data": sample[: count * self.piece].view(count, self.piece)}
 
-    def collate(self, samples, seed: Int[Tensor, "b"]):
+    def collate(self, samples, seed: Int[Tensor, " b"]):
         rows = [range(i, min(i + 2, len(samples))) for i in range(0, len(samples), 2)]
         room = max(sum(len(samples[i]["data"]) for i in row) for row in rows)
         made = {
