@@ -1,7 +1,7 @@
 """The loader: which rows are trained on, in an order that is a pure function of (seed, epoch, step), and batches."""
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -133,7 +133,16 @@ def loader(samples: Samples, batches, workers: int, device: torch.device) -> Dat
     )
 
 
-def begin(batches: DataLoader) -> Iterator[dict[str, Any]]:
-    """Start a loader's workers, deaf to the signals that ask the run to stop: it still needs them then."""
+@contextmanager
+def reading(batches: DataLoader) -> Iterator[Iterator[dict[str, Any]]]:
+    """Within, a loader's workers are at work, deaf to the signals that ask the run to stop: it still needs them then.
+
+    So they are deaf to the end of their process, too, which would wait for them for ever: they are told to end.
+    """
     with deaf():
-        return iter(batches)
+        feed = iter(batches)
+    try:
+        yield feed
+    finally:
+        if batches.num_workers:
+            feed._shutdown_workers()

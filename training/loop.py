@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from training import checkpoint
 from training.bad_samples import BadSamples
 from training.engine import Agreement, Engine, global_batch, learning_rate, ranks_here, warmup_of, workers
 from training.errors import UserError
-from training.loader import Order, Samples, begin, held_out, loader
+from training.loader import Order, Samples, held_out, loader, reading
 from training.log import Log, Pace, environment
 from training.monitor import Monitor
 from training.ranks import Team
@@ -127,15 +128,18 @@ class Loop:
         batches = self.order.micro_batches(
             self.step, self.steps, run.gradient_accumulation_steps, self.team.rank, self.team.count
         )
-        feed = begin(self._loader(self.table, batches, run.seed, workers(run)))
         self.objective.train()
-        # A step's batches are taken over from the workers while the step before is computed.
-        ahead = ThreadPoolExecutor(1)
-        coming = ahead.submit(take, feed, run.gradient_accumulation_steps)
         agree, pace = Agreement(), Pace(self.step, self.batch)
-        self.signals.loop()
         begun, second, advised = self.step, time.perf_counter(), False
-        try:
+        with (
+            closing(self.log),
+            closing(self.writer),
+            reading(self._loader(self.table, batches, run.seed, workers(run))) as feed,
+            ThreadPoolExecutor(1) as ahead,
+        ):
+            # A step's batches are taken over from the workers while the step before is computed.
+            coming = ahead.submit(take, feed, run.gradient_accumulation_steps)
+            self.signals.loop()
             if self.probe is not None and not self.probe.start:
                 self.log.write(self.step, self._probed())  # before the first step: the start
             while self.step < self.steps:
@@ -196,10 +200,6 @@ class Loop:
                 self.log.say(f"on {self.run.probe_data}: {self.probe.verdict()}")
             self.log.say(f"{self.folder}: {self.steps:,} steps done, {len(self.bad)} unusable samples replaced")
             self.log.say(f"next: python probe.py {self.folder}; python export.py {self.folder} --to exported")
-        finally:
-            ahead.shutdown()
-            self.writer.close()
-            self.log.close()
         return self.team.gather(figures | {"verdict": self.monitor.verdict()})[0]
 
     def _opening(self) -> str:
@@ -313,9 +313,10 @@ class Loop:
         with torch.no_grad():
             # A few batches are read sooner than a process is started.
             count = min(workers(self.run), len(batches) // 8)
-            for batch in begin(self._loader(self.eval_table, batches, EVAL_SEED, count)):
-                losses.append(self.engine.forward(self._prepare(batch["views"]))["loss"].float())
-                self.bad.new |= batch["bad"]
+            with reading(self._loader(self.eval_table, batches, EVAL_SEED, count)) as feed:
+                for batch in feed:
+                    losses.append(self.engine.forward(self._prepare(batch["views"]))["loss"].float())
+                    self.bad.new |= batch["bad"]
         self.objective.train()
         return {"eval_loss": self.engine.mean(torch.stack(losses).mean())}
 

@@ -124,3 +124,27 @@ def test_a_checkpoint_by_time(data, tmp_path):
     said, _ = started.communicate(timeout=240)
     assert started.returncode == 0, said
     assert len(list(run.glob("checkpoint-*"))) > 5
+
+
+def fail(argv: list[str], count: int) -> None:
+    """The command line, of a program with a fault in its `count`th step."""
+    import train
+    from training.engine import Engine
+
+    original, calls = Engine.step, []
+
+    def step(self, rate):
+        calls.append(rate)
+        assert len(calls) < count, "a fault of ours"
+        return original(self, rate)
+
+    Engine.step = step
+    train.main(argv)
+
+
+def test_a_fault_ends_the_process_and_its_workers(launch, data, tmp_path):
+    argv = options(tmp_path / "run", data, save_steps=2, dataloader_num_workers=2)
+    failed = launch(fail, 1, argv=argv, count=4)
+    assert failed.wait(60) == [1], failed.output()  # -9: it was still there after that time
+    assert "AssertionError: a fault of ours" in failed.output()
+    assert (tmp_path / "run" / "checkpoint-2").exists() and not (tmp_path / "run" / ".lock").exists()
