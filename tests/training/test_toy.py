@@ -267,13 +267,13 @@ def continued(argv: list[str]) -> tuple[dict, dict]:
     from training.loop import Loop
 
     register()
-    held, original = {}, Loop._open
+    held, original = {}, Loop._resume
 
-    def opened(self):
-        held["weights"], held["moments"] = self.engine.tensors(self.applied)
-        original(self)
+    def resumed(self, origin):
+        original(self, origin)
+        held["weights"], held["moments"] = self.engine.tensors(self.applied)  # a matter of all ranks
 
-    Loop._open = opened
+    Loop._resume = resumed
     train.main(argv)
     return held["weights"], held["moments"]
 
