@@ -133,10 +133,10 @@ def fail(argv: list[str], count: int) -> None:
 
     original, calls = Engine.step, []
 
-    def step(self, rate):
-        calls.append(rate)
+    def step(self, *rates):
+        calls.append(rates)
         assert len(calls) < count, "a fault of ours"
-        return original(self, rate)
+        return original(self, *rates)
 
     Engine.step = step
     train.main(argv)
