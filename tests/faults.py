@@ -115,6 +115,12 @@ WRONG: list[tuple[str, str, str]] = [
     ("an output folder that is a file", "--data {here}/pictures --output_dir {here}/docs.txt", "is a file"),
     ("an output folder with other files", "--data {here}/pictures --output_dir {here}/pictures", "holds other files"),
     ("where nothing can be made", "--data {here}/pictures --output_dir /proc/run", "/proc/run"),
+    (
+        "a batch of one where samples are compared",
+        "--data {here}/pictures --objective simclr --per_device_train_batch_size 1",
+        "compares samples",
+    ),  # fmt: skip
+    ("a run with an empty config.yaml", "--data {here}/pictures --output_dir {here}/old", "config.yaml"),
     ("no such run to probe", "probe.py {here}/nowhere", "no such run"),
     ("a run without a checkpoint", "probe.py {here}/pictures", "no whole checkpoint"),
     ("an unknown option of the probe", "probe.py {here}/pictures --drows 3", "drows"),

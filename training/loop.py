@@ -80,6 +80,11 @@ class Loop:
         self.fingerprint = fingerprint(rows)
         self.team.agree({"data": self.fingerprint, "samples": len(self.table)}, "give all ranks the same data")
         self.compares = objective.compares
+        if self.compares and run.per_device_train_batch_size * self.team.count < 2:
+            self.team.refuse(
+                f"objective {config.objective['name']} compares samples, so per_device_train_batch_size 1 on one rank "
+                "leaves nothing to learn from; give at least 2 (gradient_accumulation_steps does not add to it)"
+            )
         if origin is not None:
             self.team.first(lambda: self._check(origin))
         self.engine = Engine(objective, run, device)
