@@ -103,8 +103,6 @@ class GridVariant:
 class GridEmbedding(Embedding):
     """A linear projection of each piece, a table of places on a grid, learned leads (ViT, Dosovitskiy et al. 2021)."""
 
-    no_decay = ("lead_content", "lead_place")
-
     def __init__(self, modality: Grid, made: Architecture, variant: GridVariant = GridVariant()):
         super().__init__(modality, made)
         self.variant, width = variant, made.width
@@ -120,6 +118,7 @@ class GridEmbedding(Embedding):
             zeros = torch.zeros(variant.leads, width)
             self.lead_place = nn.Parameter(zeros, requires_grad=modality.learned_positions)
         self.hidden = nn.Parameter(torch.empty(width))
+        self.no_decay = ("lead_content",) * bool(self.leads) + ("lead_place",) * self.placed_leads
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

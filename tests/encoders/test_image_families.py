@@ -113,6 +113,8 @@ def test_from_nothing_by_name(family, tmp_path):
     back = FAMILIES[family].export(backbone)
     back.save_pretrained(tmp_path)
     assert worst(transformers.AutoModel.from_pretrained(tmp_path), backbone, pixels_of(backbone)) < 3e-6
+    for module in backbone.modules():  # a parameter that is not there is not named
+        assert all(hasattr(module, name) for name in getattr(module, "no_decay", ()))
     for name, objective in OBJECTIVES.items():
         made = objective(make(Image(32, 8), family, **sizes))
         views = [view_of(backbone, torch.randn(4, 3, 32, 32)).replace(row=torch.arange(4)) for _ in made.views]
