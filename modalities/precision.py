@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -27,12 +28,14 @@ def full(device: torch.device) -> Iterator[None]:
 
 def product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
     """`a @ b` in full float32, and so its gradients: for similarities and correlations in losses."""
-    return _product(a.float(), b.float()) if torch.backends.cuda.matmul.allow_tf32 else a.float() @ b.float()
+    a, b = a.float(), b.float()
+    return _uncompiled()(a, b) if torch.backends.cuda.matmul.allow_tf32 else a @ b
 
 
-@torch.compiler.disable  # the compiler cannot follow a switch of precision
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    return _Product.apply(a, b)
+@cache
+def _uncompiled():
+    """The compiler cannot follow a switch of precision; to say so imports it, which takes seconds."""
+    return torch.compiler.disable(_Product.apply)
 
 
 class _Product(torch.autograd.Function):
