@@ -124,6 +124,11 @@ WRONG: list[tuple[str, str, str]] = [
     ("no such run to probe", "probe.py {here}/nowhere", "no such run"),
     ("a run without a checkpoint", "probe.py {here}/pictures", "no whole checkpoint"),
     ("an unknown option of the probe", "probe.py {here}/pictures --drows 3", "drows"),
+    (
+        "a word for counts, in the probe",
+        "probe.py {here}/pictures --labels x",
+        "labels: Expected one of list[int], null",
+    ),
     ("no such run to export", "export.py {here}/nowhere", "no such run"),
     ("an export to a file", "export.py {here}/pictures --to {here}/docs.txt", "docs.txt"),
     ("an export into a full folder", "export.py {here}/pictures --to {here}/pictures", "is not empty"),

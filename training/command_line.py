@@ -22,7 +22,7 @@ from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
 from encoders import EncoderSettings
 from modalities import MODALITIES
 from objectives import OBJECTIVES
-from training.errors import UserError, nearest, one_line, one_line_exit
+from training.errors import UserError, nearest, one_line, one_line_exit, readable
 from training.settings import CHOSEN, GIVEN, GROUPS, Config, Data, Run, defaults_of, flatten, home, plain, without_name
 
 COMMANDS = {"config", "show", "help", "print_config"}  # words of the command line alone
@@ -146,16 +146,6 @@ def modality_of(source: str) -> str | None:
     except (OSError, ValueError, AttributeError):  # said when it is opened
         return None
     return FAMILIES[kind].modality if kind in FAMILIES else None
-
-
-def readable(error: ArgumentError) -> str:
-    """jsonargparse's refusal of a value, by the option's name and in the words of the help."""
-    text = re.sub(r"<class '(\w+)'>", r"\1", one_line(error))
-    union = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*Given value: "
-    text = re.sub(union, lambda m: f"Expected one of {m[1]}. Got value: ", text)
-    text = re.sub(r"typing\.Annotated\[([^][]*(?:\[[^][]*\])?[^][]*), (in [\[(].*?[\])])\]", r"\1 \2", text)
-    text = re.sub(r"typing\.(?:Literal\[(.*?)\]|(\w))", lambda m: m[1] or m[2], text).replace("NoneType", "null")
-    return re.sub(r'^(?:Parser key|argument) "?(--)?([\w.]+)"?: ', r"\1\2: ", text)
 
 
 def _known(key: str, known: set[str], usual: dict[str, Any], dashes: str = "") -> None:

@@ -35,7 +35,9 @@ def explain(error: BaseException) -> str | None:
     text, kind = str(error), type(error)
     if caught := re.match(r"Caught (\w+) in DataLoader worker process", text):  # its traceback is part of the text
         text = text.rpartition(f"{caught[1]}: ")[2]
-    if isinstance(error, (UserError, argparse.ArgumentError)) or (kind is ValueError and text):
+    if isinstance(error, argparse.ArgumentError):
+        return readable(error)
+    if isinstance(error, UserError) or (kind is ValueError and text):
         return one_line(text)
     if isinstance(error, OSError) and error.strerror:
         where = [name_of(f) for f in (error.filename, error.filename2) if f is not None]
@@ -116,6 +118,16 @@ def at_home(argv: list[str]) -> list[str]:
 
 def one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())
+
+
+def readable(error: argparse.ArgumentError) -> str:
+    """jsonargparse's refusal of a value, by the option's name and in the words of the help."""
+    text = re.sub(r"<class '(\w+)'>", r"\1", one_line(error))
+    union = r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*Given value: "
+    text = re.sub(union, lambda m: f"Expected one of {m[1]}. Got value: ", text)
+    text = re.sub(r"typing\.Annotated\[([^][]*(?:\[[^][]*\])?[^][]*), (in [\[(].*?[\])])\]", r"\1 \2", text)
+    text = re.sub(r"typing\.(?:Literal\[(.*?)\]|(\w))", lambda m: m[1] or m[2], text).replace("NoneType", "null")
+    return re.sub(r'^(?:Parser key|argument) "?(--)?([\w.]+)"?: ', r"\1\2: ", text)
 
 
 def nearest(word: str, known, dashes: str = "") -> str:
