@@ -99,7 +99,8 @@ def test_a_lock_of_another_machine_is_watched(tmp_path, monkeypatch, capsys):
     assert "process 7 on elsewhere since noon may be at work" in capsys.readouterr().out
 
 
-def test_a_lock_that_says_nothing(tmp_path):
+def test_a_lock_that_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "STALE", 2.0)
     (tmp_path / ".lock").write_text("{half")
     with RunFolder(tmp_path) as folder:
         assert folder.mine()
