@@ -287,6 +287,7 @@ class Loop:
             self.failed += 1
             self.log.say(f"step {step}: the gradient is not finite ({norm}); no weight was changed")
             if self.failed == 2:
+                self.writer.wait()  # the newest may still be on its way to the disk
                 last = checkpoint.folders(self.folder)
                 self.team.refuse(
                     f"steps {step - 1} and {step} were not finite, so training stops; "

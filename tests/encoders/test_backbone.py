@@ -78,6 +78,7 @@ def test_a_view_keeps_stacks_and_repeats_all_its_fields():
         row=torch.arange(3),
         group=torch.arange(6).view(2, 3),
         ordinary=torch.ones(2, 3, dtype=torch.bool),
+        secret=torch.ones(2, 3, 4, dtype=torch.bool),
         valid_frames=torch.arange(3),
         warp=torch.zeros(3, 6),
     )

@@ -48,7 +48,7 @@ def run_steps(loop, steps: int) -> tuple[list[float], list[dict[str, torch.Tenso
     gradients, engine, accumulation = [], loop.engine, loop.run.gradient_accumulation_steps
     original = engine.step
 
-    def step(rate):
+    def step(rate, trunk_rate=None):
         if engine.engine.is_gradient_accumulation_boundary():
             found = {}
             for name, p in engine.module.named_parameters():
@@ -56,7 +56,7 @@ def run_steps(loop, steps: int) -> tuple[list[float], list[dict[str, torch.Tenso
                     full = safe_get_full_grad(p) if engine.stage else p.grad
                     found[name] = torch.zeros(p.shape) if full is None else full.clone()
             gradients.append(found)
-        return original(rate)
+        return original(rate, trunk_rate)
 
     engine.step = step
     batches = loop.order.micro_batches(0, steps, accumulation, engine.rank, engine.ranks)
