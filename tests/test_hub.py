@@ -186,7 +186,7 @@ def test_what_is_pushed_is_loaded_elsewhere_exactly(hub, run, tmp_path):
     module.main([str(run), "--push", "me/encoder", "--private"])
     repository = hub.repositories["me/encoder"]
     assert repository["private"] and repository["files"].keys() == FILES
-    assert b'from_pretrained("me/encoder"' in repository["files"]["README.md"]
+    assert b'folder = "me/encoder"' in repository["files"]["README.md"]
     for name, content in repository["files"].items():
         assert (run / "exported" / name).read_bytes() == content
 

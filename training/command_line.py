@@ -186,7 +186,7 @@ def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
         near = [p.name for p in Path(__file__).parents[1].glob("configs/*.yaml")]
         raise UserError(f"no config file {str(path)!r}{nearest(path.name, near)}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506
+        content = Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeError) as error:
         raise UserError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
