@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from evaluation.card import card
-from training.command_line import with_values
-from training.errors import UserError, at_home, one_line, one_line_exit
+from triptych.evaluation.card import card
+from triptych.training.command_line import with_values
+from triptych.training.errors import UserError, at_home, one_line, one_line_exit
 
 
 def export(
@@ -46,9 +46,8 @@ def export(
         UserError: for what the user can mend; nothing is left half-written.
     """
     import torch
-
-    from encoders.native import family_of
-    from evaluation.load import backbone_of, from_run
+    from triptych.encoders.native import family_of
+    from triptych.evaluation.load import backbone_of, from_run
 
     # transformers imports DeepSpeed to save, which says what it found unless it is told.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from training.errors import UserError, at_home, one_line_exit
+from triptych.training.errors import UserError, at_home, one_line_exit
 
 FEW_DRAWS = 10  # of few labels, by default; three are luck
 
@@ -54,12 +54,11 @@ def probe(
 
     import numpy as np
     import torch
-
-    from evaluation.features import extract
-    from evaluation.labels import number, splits
-    from evaluation.load import from_run, published
-    from evaluation.probes import PROBES, over_draws, score
-    from training.engine import pick_device
+    from triptych.evaluation.features import extract
+    from triptych.evaluation.labels import number, splits
+    from triptych.evaluation.load import from_run, published
+    from triptych.evaluation.probes import PROBES, over_draws, score
+    from triptych.training.engine import pick_device
 
     if draws < 3:
         raise UserError(f"draws {draws}: with fewer than 3 there is no telling luck from gain")
@@ -129,7 +128,7 @@ def known_column(name: str, config, modality, split: str) -> str | None:
     """The run's own column, where another source has it."""
     import dataclasses
 
-    from training.sources import find, split_called
+    from triptych.training.sources import find, split_called
 
     if config.data.column is None:
         return None

@@ -2,7 +2,7 @@
 
     python train.py --config configs/image_mae.yaml --data path/to/pictures --output_dir runs/mine
 
-`python`, `torchrun` and `deepspeed` all launch it. From Python: `from train import pretrain; pretrain(config)`.
+`python`, `torchrun` and `deepspeed` all launch it. From Python: `from triptych import pretrain; pretrain(config)`.
 """
 
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from training.command_line import from_command_line, read
-from training.errors import explained, one_line_exit, printed_once
-from training.ranks import Team, announce
-from training.settings import Config
+from triptych.training.command_line import from_command_line, read
+from triptych.training.errors import explained, one_line_exit, printed_once
+from triptych.training.ranks import Team, announce
+from triptych.training.settings import Config
 
 
 def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, Any]:
@@ -29,14 +29,14 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
     config = read(config)
 
     # Imported only now: arguments are refused in the time that torch takes.
-    from encoders import native
-    from evaluation.online import watch
-    from training import engine, log, starts
-    from training.continuing import restrain
-    from training.loop import Loop
-    from training.run_folder import RunFolder
-    from training.signals import Signals
-    from training.sources import load, print_once
+    from triptych.encoders import native
+    from triptych.evaluation.online import watch
+    from triptych.training import engine, log, starts
+    from triptych.training.continuing import restrain
+    from triptych.training.loop import Loop
+    from triptych.training.run_folder import RunFolder
+    from triptych.training.signals import Signals
+    from triptych.training.sources import load, print_once
 
     # The variables that a launcher would have set are not left behind.
     with explained(), mock.patch.dict(os.environ), Signals() as signals, ExitStack() as held:
@@ -86,7 +86,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
 
 def show(config: Config | dict[str, Any] | str | os.PathLike) -> None:
     """Print how the data of a configuration is read. Trains nothing."""
-    from training import sources
+    from triptych.training import sources
 
     config = read(config)
     with explained():

@@ -15,11 +15,8 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 ROOT = Path(__file__).resolve().parents[1]
 MODALITIES, OBJECTIVES = ("image", "audio", "text"), ("mae", "masked", "simclr", "byol")
@@ -69,7 +66,7 @@ def main() -> None:
 
 
 def config_of(name: str, modality: str, data: Path, folder: Path):
-    from training.command_line import load_yaml, merge, read, unfold
+    from triptych.training.command_line import load_yaml, merge, read, unfold
 
     source, column, *_ = DATA[modality]
     given = unfold(load_yaml(ROOT / "configs" / f"{name}.yaml"))
@@ -85,8 +82,7 @@ def rows_of(config, modality_name: str, modality, data: Path, work: Path):
     import dataclasses
 
     import numpy as np
-
-    from training.sources import load
+    from triptych.training.sources import load
 
     source, *_ = DATA[modality_name]
     if modality_name == "audio":
@@ -117,7 +113,7 @@ def split_by_speaker(folder: Path, work: Path) -> None:
 
 def fitted(config):
     """The modality with what it takes from the training rows."""
-    from training.sources import load
+    from triptych.training.sources import load
 
     modality = config.build_modality()
     rows = load(config.data, modality)
@@ -126,8 +122,8 @@ def fitted(config):
 
 
 def tuned(make, train, y, test, test_y, modality: str, samples: int, rate: float) -> list[float]:
-    from evaluation.finetune import finetune
-    from evaluation.probes import draw
+    from triptych.evaluation.finetune import finetune
+    from triptych.evaluation.probes import draw
 
     scores = []
     for seed in range(DRAWS):
@@ -153,9 +149,8 @@ def budgets(make, train, y, test, test_y, modality: str) -> dict[str, list[float
 def probed(backbone, train, y, test, test_y) -> dict[str, list[float]]:
     """Linear probe over draws of nine tenths of the labels, by pooling."""
     import numpy as np
-
-    from evaluation.features import extract
-    from evaluation.probes import linear
+    from triptych.evaluation.features import extract
+    from triptych.evaluation.probes import linear
 
     (x, kept, _), (t, test_kept, _) = extract(backbone, train), extract(backbone, test)
     scores: dict[str, list[float]] = {pooling: [] for pooling in x}
@@ -193,8 +188,7 @@ def reference(name: str, modality: str, arguments) -> dict:
 def plain(modality: str, train, y, test, test_y) -> float:
     """Pixels, log-mel mean and deviation, or TF-IDF, under the same probe."""
     import numpy as np
-
-    from evaluation.probes import linear, plain_features
+    from triptych.evaluation.probes import linear, plain_features
 
     if modality == "text":
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -216,8 +210,8 @@ def plain(modality: str, train, y, test, test_y) -> float:
 
 def cell(name: str, modality: str, arguments) -> dict:
     """Pretrain, probe, fine-tune."""
-    from evaluation.load import from_run
-    from train import pretrain
+    from triptych.evaluation.load import from_run
+    from triptych.train import pretrain
 
     if modality == "audio":
         split_by_speaker(arguments.data / "fsdd", arguments.work)

@@ -11,12 +11,9 @@ encoder is then read back through the import and evaluated by the same code.
 import argparse
 import json
 import os
-import sys
 import time
 from itertools import product
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 PATCH = 4
 # minutes on two cores (w: wide) -> size of the encoder, batch, samples. `train.py` takes 1,150 samples/s of 128x4 at
@@ -70,12 +67,12 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    from evaluation.features import extract
-    from evaluation.finetune import finetune
-    from evaluation.load import from_run
-    from evaluation.probes import linear
-    from training.command_line import read
-    from training.sources import load
+    from triptych.evaluation.features import extract
+    from triptych.evaluation.finetune import finetune
+    from triptych.evaluation.load import from_run
+    from triptych.evaluation.probes import linear
+    from triptych.training.command_line import read
+    from triptych.training.sources import load
 
     done = {}
     for line in file.read_text().splitlines() if file.exists() else []:
@@ -127,7 +124,7 @@ def main() -> None:
         peer_folder = work / f"peer_{budget}"
 
         def ours(cfg=cfg, samples=samples):
-            from train import pretrain
+            from triptych.train import pretrain
 
             return {"loss": pretrain(cfg).get("loss"), "samples": samples}
 
@@ -137,7 +134,7 @@ def main() -> None:
         def trained(who, cfg=cfg, folder=peer_folder):
             if who == "ours":
                 return from_run(cfg["output_dir"])[1].backbone
-            from encoders import native
+            from triptych.encoders import native
 
             family, start = native.start_from(str(folder), "image")
             made = read(cfg)
@@ -177,12 +174,11 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
     """ViTMAEForPreTraining of the same sizes on the same batches, masks, optimizer and schedule."""
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    from objectives import masking
-    from training.command_line import read
-    from training.engine import learning_rate, parameter_groups, warmup_of
-    from training.loader import Order, Samples, held_out, loader
-    from training.sources import load
+    from triptych.objectives import masking
+    from triptych.training.command_line import read
+    from triptych.training.engine import learning_rate, parameter_groups, warmup_of
+    from triptych.training.loader import Order, Samples, held_out, loader
+    from triptych.training.sources import load
 
     made = read(cfg)
     run, modality, encoder = made.run, made.build_modality(), made.encoder

@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
 SETS = {
     "subj": {"start": "minilm", "modality.max_length": 64, "max_steps": 160},
@@ -84,11 +83,10 @@ def environment(threads: int) -> dict[str, str]:
 def judged(args, run: Path):
     """Accuracy of untrained, start and continued encoder, and the paired gain of the last over the start."""
     import torch
-
-    from evaluation.features import extract
-    from evaluation.labels import number, splits
-    from evaluation.load import from_run, published
-    from evaluation.probes import linear, over_draws, score
+    from triptych.evaluation.features import extract
+    from triptych.evaluation.labels import number, splits
+    from triptych.evaluation.load import from_run, published
+    from triptych.evaluation.probes import linear, over_draws, score
 
     torch.set_num_threads(args.threads)
     config, objective, checkpoint = from_run(run)
@@ -125,10 +123,9 @@ def similarity(backbone, folder: Path) -> float:
     """Spearman's correlation (times 100) of cosines with human scores: pairs that the encoder never saw."""
     import numpy as np
     from scipy.stats import spearmanr
-
-    from evaluation.features import extract
-    from training.settings import Data
-    from training.sources import load
+    from triptych.evaluation.features import extract
+    from triptych.training.settings import Data
+    from triptych.training.sources import load
 
     vectors = []
     for column in ("sentence1", "sentence2"):

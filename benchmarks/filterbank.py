@@ -11,9 +11,8 @@ import time
 import numpy as np
 import torch
 from jsonargparse import auto_cli
-
-from modalities.audio import Audio, padded
-from modalities.audio_file import RATE
+from triptych.modalities.audio import Audio, padded
+from triptych.modalities.audio_file import RATE
 
 
 def main(clips: int = 16, rounds: int = 15, seconds: float = 10.0):

@@ -29,7 +29,7 @@ STEPS, CLOCKS = 24, ("time", "samples_per_second", "data_wait")
 
 
 def train(argv: list[str]) -> None:
-    import train
+    from triptych import train
 
     train.main(argv)
 

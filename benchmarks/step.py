@@ -8,23 +8,18 @@ matmul peak, the engine's cost over a bare loop at ZeRO-0 to 3 in a world of one
 
 import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-
-from training.engine import keep_memory
+from triptych.training.engine import keep_memory
 
 BATCH, SIZE, PATCH, WIDTH, DEPTH, HEADS, DECODER = 16, 224, 16, 384, 12, 6, (192, 4, 3)
 
 
 def ours():
-    from encoders.native import make
-    from modalities import Image
-    from objectives import MAE, Decoder
+    from triptych.encoders.native import make
+    from triptych.modalities import Image
+    from triptych.objectives import MAE, Decoder
 
     torch.manual_seed(0)
     backbone = make(Image(SIZE, PATCH), width=WIDTH, depth=DEPTH, heads=HEADS)
@@ -118,8 +113,8 @@ def peer_loss(model):
 
 def engine_cost(rounds: int) -> None:
     """The same step through the engine, beside a bare loop."""
-    from training.engine import Engine, start
-    from training.settings import Config, Run
+    from triptych.training.engine import Engine, start
+    from triptych.training.settings import Config, Run
 
     run = Run(per_device_train_batch_size=BATCH, device="cpu")
     device = start(run)

@@ -11,18 +11,13 @@ compiles (minutes).
 
 import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import datasets
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from encoders.native import FAMILIES, make  # noqa: E402
-from modalities import Text  # noqa: E402
-from objectives import Masked, masking  # noqa: E402
+from triptych.encoders.native import FAMILIES, make  # noqa: E402
+from triptych.modalities import Text  # noqa: E402
+from triptych.objectives import Masked, masking  # noqa: E402
 
 
 def main() -> None:

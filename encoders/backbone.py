@@ -5,11 +5,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-
-from encoders.embeddings import Embedding
-from encoders.encoder import Encoder
-from modalities.base import Modality
-from modalities.view import View, stack
+from triptych.encoders.embeddings import Embedding
+from triptych.encoders.encoder import Encoder
+from triptych.modalities.base import Modality
+from triptych.modalities.view import View, stack
 
 Pooling = Literal["lead", "leads", "pieces", "lead+pieces", "tokens"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)

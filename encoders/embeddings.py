@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from encoders.encoder import ACTIVATIONS, Architecture
-from encoders.positions import Positions
-from modalities import Grid, Modality, Text, View
+from triptych.encoders.encoder import ACTIVATIONS, Architecture
+from triptych.encoders.positions import Positions
+from triptych.modalities import Grid, Modality, Text, View
 
 
 class Embedding(nn.Module):

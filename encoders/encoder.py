@@ -8,9 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-
-from encoders import packed
-from modalities.domains import Count, Each, Positive
+from triptych.encoders import packed
+from triptych.modalities.domains import Count, Each, Positive
 
 if TYPE_CHECKING:  # importing it takes half a second
     from torch.nn.attention.flex_attention import BlockMask

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import yaml
-
-from encoders.native import FAMILIES
-from modalities.image_processor import resized_extent
+from triptych.encoders.native import FAMILIES
+from triptych.modalities.image_processor import resized_extent
 
 
 def card(

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-
-from encoders.backbone import Backbone
-from modalities import BadSample
-from training.loader import as_it_is, name_of
-from training.sources import Rows
+from triptych.encoders.backbone import Backbone
+from triptych.modalities import BadSample
+from triptych.training.loader import as_it_is, name_of
+from triptych.training.sources import Rows
 
 POOLINGS = ("native", "mean")
 READ = 32  # rows that are taken from the table at once

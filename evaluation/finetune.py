@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-from encoders.backbone import Backbone, pool
-from modalities import ViewSpec
-from modalities.hashing import mix
-from training.sources import Rows
+from triptych.encoders.backbone import Backbone, pool
+from triptych.modalities import ViewSpec
+from triptych.modalities.hashing import mix
+from triptych.training.sources import Rows
 
 
 def finetune(

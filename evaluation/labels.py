@@ -5,9 +5,8 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-
-from training.errors import UserError, one_line
-from training.sources import Rows, load, split_called, splits_of
+from triptych.training.errors import UserError, one_line
+from triptych.training.sources import Rows, load, split_called, splits_of
 
 FEW = 20  # classes that need no second look
 KINDS = {

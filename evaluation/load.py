@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import torch
-
-from encoders.backbone import Backbone
-from encoders.native import Native
-from training import checkpoint
-from training.command_line import load_yaml, read
-from training.errors import UserError, one_line
-from training.settings import Config
+from triptych.encoders.backbone import Backbone
+from triptych.encoders.native import Native
+from triptych.training import checkpoint
+from triptych.training.command_line import load_yaml, read
+from triptych.training.errors import UserError, one_line
+from triptych.training.settings import Config
 
 
 def from_run(folder: str | Path) -> tuple[Config, object, Path]:
@@ -57,12 +56,12 @@ def backbone_of(objective, weights: str = "student") -> Backbone:
 
 def published(config: Config, checkpoint: Path) -> Backbone | None:
     """The encoder as a run that has `init_from` began with it; None, and a line, where that cannot be read any more."""
-    from encoders import native
+    from triptych.training import starts
 
     modality = config.build_modality()
     modality.load(str(checkpoint / "modality"))
     try:
-        start = native.start_from(config.run.init_from, config.modality["name"], config.run.init_revision)
+        start = starts.find(config.run.init_from, config.modality["name"], config.run.init_revision)
         objective = config.build_objective(modality, start)
     except ValueError as error:
         print(f"not beside the published start, which cannot be read: {one_line(error)}")

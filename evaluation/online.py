@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from encoders.backbone import Backbone
-from evaluation.features import extract
-from evaluation.labels import number, splits
-from evaluation.probes import Score, linear, neighbours, over_draws, score
-from modalities import Modality
-from training.errors import UserError
-from training.settings import Data
-from training.sources import Rows
+from triptych.encoders.backbone import Backbone
+from triptych.evaluation.features import extract
+from triptych.evaluation.labels import number, splits
+from triptych.evaluation.probes import Score, linear, neighbours, over_draws, score
+from triptych.modalities import Modality
+from triptych.training.errors import UserError
+from triptych.training.settings import Data
+from triptych.training.sources import Rows
 
 PER_CLASS, DRAWS, MOST = 10, 5, 2000
 

@@ -85,9 +85,8 @@ def score(hits: np.ndarray, other: np.ndarray | None = None) -> Score:
 def plain_features(rows) -> np.ndarray:
     """What the data gives without any encoder: `[n, values]` of the modality's evaluation view."""
     import torch
-
-    from modalities import EVALUATION
-    from training.loader import Samples
+    from triptych.modalities import EVALUATION
+    from triptych.training.loader import Samples
 
     samples = Samples(rows.table, rows.column, rows.modality, (EVALUATION,), 0, len(rows))
     parts = []

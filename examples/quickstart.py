@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 LABELS, DRAWS = (2, 10), 5
 CONFIGS = {"image": "image_digits", "audio": "audio_tones", "text": "text_docstrings"}
 STEPS, BATCH = {"image": 350, "audio": 150, "text": 100}, 20  # of fine-tuning; from scratch gets as many
@@ -27,11 +26,11 @@ def main(modality: str = "image", work: Path = ROOT / "runs", **changes) -> None
     run = work / f"quickstart_{modality}"
     exported, untrained = (run.with_name(f"{run.name}_{kind}") for kind in ("exported", "untrained"))
 
-    from encoders.native import family_of
-    from evaluation.load import from_run
-    from export import export
-    from train import pretrain
-    from training.command_line import load_yaml
+    from triptych.encoders.native import family_of
+    from triptych.evaluation.load import from_run
+    from triptych.export import export
+    from triptych.train import pretrain
+    from triptych.training.command_line import load_yaml
 
     config = load_yaml(ROOT / "configs" / f"{CONFIGS[modality]}.yaml") | {"output_dir": str(run)} | changes
     pretrain(config)
@@ -44,9 +43,8 @@ def main(modality: str = "image", work: Path = ROOT / "runs", **changes) -> None
 
     import numpy as np
     import transformers
-
-    from evaluation.probes import draw, linear
-    from training.builtin import builtin
+    from triptych.evaluation.probes import draw, linear
+    from triptych.training.builtin import builtin
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -1,10 +1,10 @@
 """Modalities by name. The name in a config is the name in this table; nothing else registers anything."""
 
-from modalities.audio import Audio
-from modalities.base import BadSample, Grid, Modality
-from modalities.image import Image
-from modalities.text import Text
-from modalities.view import EVALUATION, View, ViewSpec, stack
+from triptych.modalities.audio import Audio
+from triptych.modalities.base import BadSample, Grid, Modality
+from triptych.modalities.image import Image
+from triptych.modalities.text import Text
+from triptych.modalities.view import EVALUATION, View, ViewSpec, stack
 
 MODALITIES: dict[str, type[Modality]] = {
     "image": Image,

@@ -10,13 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
-
-from modalities.audio_file import FRAME, RATE, Clip
-from modalities.base import BadSample, Grid, bytes_or_path
-from modalities.domains import Each, NotNegative, Part, Positive, Probability, Within
-from modalities.hashing import generator, uniform
-from modalities.precision import full
-from modalities.view import View, ViewSpec
+from triptych.modalities.audio_file import FRAME, RATE, Clip
+from triptych.modalities.base import BadSample, Grid, bytes_or_path
+from triptych.modalities.domains import Each, NotNegative, Part, Positive, Probability, Within
+from triptych.modalities.hashing import generator, uniform
+from triptych.modalities.precision import full
+from triptych.modalities.view import View, ViewSpec
 
 HOP, FFT = 160, 512  # 10 ms between frames, in samples; Kaldi's, as ASTFeatureExtractor has them
 FLOOR = torch.finfo(torch.float32).eps  # of a mel energy, before the logarithm

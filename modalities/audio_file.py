@@ -7,8 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-
-from modalities.base import BadSample
+from triptych.modalities.base import BadSample
 
 RATE = 16_000  # samples a second, of all that follows decoding
 FRAME = 400  # 25 ms, in samples: a filterbank's frame, and the least length

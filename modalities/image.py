@@ -10,12 +10,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-
-from modalities.base import BadSample, Grid, bytes_or_path
-from modalities.domains import Count, Each, NotNegative, Number, Part, Probability, Within
-from modalities.hashing import generator
-from modalities.image_processor import evaluation_view, processor_of
-from modalities.view import View, ViewSpec
+from triptych.modalities.base import BadSample, Grid, bytes_or_path
+from triptych.modalities.domains import Count, Each, NotNegative, Number, Part, Probability, Within
+from triptych.modalities.hashing import generator
+from triptych.modalities.image_processor import evaluation_view, processor_of
+from triptych.modalities.view import View, ViewSpec
 
 LOOKED_AT = 32  # rows from which the range of deep pictures is taken
 TURNS = (None, None, *"FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split())

@@ -8,14 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-
-from modalities.base import BadSample, Modality
-from modalities.domains import Count, Part, Within
-from modalities.hashing import generator, mix, uniform
-from modalities.packing import pack, pack_fixed
-from modalities.tokenizer import SPECIALS, clean, complete, plain_backend, train
-from modalities.view import View, ViewSpec
-from modalities.windows import windows, word_starts
+from triptych.modalities.base import BadSample, Modality
+from triptych.modalities.domains import Count, Part, Within
+from triptych.modalities.hashing import generator, mix, uniform
+from triptych.modalities.packing import pack, pack_fixed
+from triptych.modalities.tokenizer import SPECIALS, clean, complete, plain_backend, train
+from triptych.modalities.view import View, ViewSpec
+from triptych.modalities.windows import windows, word_starts
 
 SPLIT, SPAN, DELETE = 1, 2, 3  # what a view's random numbers are for
 

@@ -3,8 +3,7 @@
 from itertools import chain
 
 import numpy as np
-
-from modalities.tokenizer import FORMAT, clean
+from triptych.modalities.tokenizer import FORMAT, clean
 
 
 def windows(rows, column: str, backend, length: int):

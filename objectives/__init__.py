@@ -1,11 +1,11 @@
 """Objectives by name. The name in a config is the name in this table; nothing else registers anything."""
 
-from objectives.base import Objective, Progress
-from objectives.contrastive import SimCLR
-from objectives.distillation import BYOL
-from objectives.heads import Head
-from objectives.masked import MAE, Decoder, Masked
-from objectives.masking import Mask
+from triptych.objectives.base import Objective, Progress
+from triptych.objectives.contrastive import SimCLR
+from triptych.objectives.distillation import BYOL
+from triptych.objectives.heads import Head
+from triptych.objectives.masked import MAE, Decoder, Masked
+from triptych.objectives.masking import Mask
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,

@@ -3,9 +3,8 @@
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
-
-from encoders.backbone import Backbone
-from modalities.view import View, ViewSpec
+from triptych.encoders.backbone import Backbone
+from triptych.modalities.view import View, ViewSpec
 
 Batch = list[View]  # one a view that the objective asked for
 

@@ -4,14 +4,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-
-from encoders.backbone import Backbone, pooled
-from modalities.domains import Positive, Scale
-from modalities.precision import product
-from modalities.view import ViewSpec
-from objectives import collectives
-from objectives.base import Batch, Objective
-from objectives.heads import Head, MLPHead
+from triptych.encoders.backbone import Backbone, pooled
+from triptych.modalities.domains import Positive, Scale
+from triptych.modalities.precision import product
+from triptych.modalities.view import ViewSpec
+from triptych.objectives import collectives
+from triptych.objectives.base import Batch, Objective
+from triptych.objectives.heads import Head, MLPHead
 
 
 class SimCLR(Objective):

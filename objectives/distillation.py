@@ -6,13 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-
-from encoders.backbone import Backbone, pooled
-from modalities.domains import Positive, Scale
-from modalities.view import ViewSpec
-from objectives.base import Batch, Objective, Progress
-from objectives.heads import Head, MLPHead
-from objectives.teacher import Teacher
+from triptych.encoders.backbone import Backbone, pooled
+from triptych.modalities.domains import Positive, Scale
+from triptych.modalities.view import ViewSpec
+from triptych.objectives.base import Batch, Objective, Progress
+from triptych.objectives.heads import Head, MLPHead
+from triptych.objectives.teacher import Teacher
 
 
 class BYOL(Objective):

@@ -6,9 +6,8 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from modalities.domains import Count, Number
-from objectives import collectives
+from triptych.modalities.domains import Count, Number
+from triptych.objectives import collectives
 
 
 class BatchNorm(nn.Module):

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-
-from encoders.backbone import Backbone, pool_pieces
-from encoders.encoder import Architecture, Encoder
-from modalities.base import Modality
-from modalities.domains import Count, Scale
-from modalities.view import View, ViewSpec
-from objectives import collectives, masking
-from objectives.base import Batch, Objective
-from objectives.masking import Mask
+from triptych.encoders.backbone import Backbone, pool_pieces
+from triptych.encoders.encoder import Architecture, Encoder
+from triptych.modalities.base import Modality
+from triptych.modalities.domains import Count, Scale
+from triptych.modalities.view import View, ViewSpec
+from triptych.objectives import collectives, masking
+from triptych.objectives.base import Batch, Objective
+from triptych.objectives.masking import Mask
 
 
 @dataclass(frozen=True)

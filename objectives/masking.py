@@ -13,10 +13,9 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-
-from modalities.domains import Count, Share
-from modalities.hashing import MASK, mix
-from modalities.view import View
+from triptych.modalities.domains import Count, Share
+from triptych.modalities.hashing import MASK, mix
+from triptych.modalities.view import View
 
 
 @dataclass(frozen=True)

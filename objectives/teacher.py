@@ -5,8 +5,7 @@ import math
 
 import torch
 from torch import nn
-
-from objectives.base import Progress
+from triptych.objectives.base import Progress
 
 
 class Teacher(nn.ModuleList):

@@ -5,8 +5,7 @@ from typing import Any
 
 import support
 import torch
-
-from training import checkpoint
+from triptych.training import checkpoint
 
 
 def finished(

@@ -2,10 +2,9 @@
 
 import torch
 import transformers
-
-from encoders.native import make, start_from
-from modalities import Image, View
-from modalities.domains import build
+from triptych.encoders.native import make, start_from
+from triptych.modalities import Image, View
+from triptych.modalities.domains import build
 
 # Heads are not blocks, and the hidden width is no usual one. Views are higher than wide where the class has such.
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 4, "image_size": [16, 24]}

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 # Imported once, in the server from which ranks are forked: a rank then starts in a fraction of a second.
-PRELOAD = ["torch", "deepspeed", "datasets", "transformers", "torchvision", "train", "training.loop", "encoders.native"]
+PRELOAD = ["torch", "deepspeed", "datasets", "transformers", "torchvision"]
+PRELOAD += ["triptych.train", "triptych.training.loop", "triptych.encoders.native"]
 ROOT = Path(__file__).parents[1]
 
 
@@ -142,7 +143,7 @@ def table_of(name: str, count: int = 40):
 
 def rows_of(name: str, modality, count: int = 40):
     """Tiny rows of a modality that was just built; it is fitted to them."""
-    from training.sources import Rows
+    from triptych.training.sources import Rows
 
     table = table_of(name, count)
     modality.fit(table, name)
@@ -163,8 +164,8 @@ def nested(dotted: dict) -> dict:
 
 def config(modality: str, objective: str, folder, /, **options):
     """A tiny configuration of a cell of the tables."""
-    from objectives import OBJECTIVES
-    from training.command_line import read
+    from triptych.objectives import OBJECTIVES
+    from triptych.training.command_line import read
 
     known = inspect.signature(OBJECTIVES[objective]).parameters
     given = {
@@ -237,5 +238,5 @@ if __name__ == "rank":
 # First lines of a script that knows nothing of this project, which may be installed here, too: who imports it fails.
 WITHOUT_US = """
 import sys
-sys.modules |= dict.fromkeys(["modalities", "encoders", "objectives", "training", "evaluation", "train", "export"])
+sys.modules["triptych"] = None
 """

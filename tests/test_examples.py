@@ -13,11 +13,10 @@ import soundfile
 import support
 from finished import finished
 from PIL import Image
-
-from export import export
+from triptych.export import export
 
 EXAMPLES = support.ROOT / "examples"
-OURS = {"modalities", "encoders", "objectives", "training", "evaluation", "export", "train", "probe"}
+OURS = {"triptych"}
 
 
 def pictures(folder):

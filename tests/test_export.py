@@ -25,16 +25,16 @@ from transformers import (
     ViTModel,
     pipeline,
 )
+from triptych.evaluation.card import is_hub_id
+from triptych.evaluation.features import extract
+from triptych.export import export
+from triptych.modalities import EVALUATION, MODALITIES, View
+from triptych.objectives import OBJECTIVES
+from triptych.training.errors import UserError
+from triptych.training.settings import Data
+from triptych.training.sources import load
 
 import export as module
-from evaluation.card import is_hub_id
-from evaluation.features import extract
-from export import export
-from modalities import EVALUATION, MODALITIES, View
-from objectives import OBJECTIVES
-from training.errors import UserError
-from training.settings import Data
-from training.sources import load
 
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 SQUARE = {"image_size": 16, "patch_size": 4, "channels": 3}

@@ -9,12 +9,11 @@ import torch
 import transformers
 from image_families import CASES, ours, pixels_of, published, worst
 from PIL import Image as pillow
-
-from encoders.native import start_from
-from export import export
-from training import checkpoint
-from training.command_line import read
-from training.errors import UserError
+from triptych.encoders.native import start_from
+from triptych.export import export
+from triptych.training import checkpoint
+from triptych.training.command_line import read
+from triptych.training.errors import UserError
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 SIZES = {"image_size": 16, "patch_size": 4, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}

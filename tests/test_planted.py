@@ -48,7 +48,7 @@ PLANTED = {
     "decay on everything": (ENGINE, "decay = 0.0 if", "decay = weight_decay if", STEPS),
     "decay on positions": (ENGINE, " or id(parameter) in exempt", "", STEPS),
     "base rate by 64": ("training/loop.py", "self.batch / 256", "self.batch / 256 / 64", STEPS),
-    "no rate scale": (ENGINE, 'rate * group["scale"]', "rate", STEPS),
+    "no rate scale": (ENGINE, 'rate) * group["scale"]', "rate)", STEPS),
 }
 
 
@@ -56,11 +56,11 @@ PLANTED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_change_turns_a_test_red(name, tmp_path):
     file, good, bad, tests = PLANTED[name]
-    copy = tmp_path / "copy"
+    copy = tmp_path / "triptych"  # the package's name
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__", "docs"))
     text = (copy / file).read_text()
     assert good in text, f"{file} has no {good!r} any more: plant this change elsewhere"
     (copy / file).write_text(text.replace(good, bad))
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests]
-    ran = subprocess.run(command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=copy, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert ran.returncode == 1 and "AssertionError" in ran.stdout, ran.stdout[-2000:]

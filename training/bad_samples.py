@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from training.checkpoint import write_aside
-from training.ranks import Team
+from triptych.training.checkpoint import write_aside
+from triptych.training.ranks import Team
 
 Reason = tuple[str, str]  # what its source calls the sample, and why it cannot be used
 

@@ -27,9 +27,8 @@ import torch
 import torch.distributed as dist
 import yaml
 from torch import Tensor
-
-from training.errors import UserError, one_line
-from training.ranks import Team
+from triptych.training.errors import UserError, one_line
+from triptych.training.ranks import Team
 
 PREFIX = "checkpoint-"
 BEST = "best.json"  # in the run's folder: the step of the best checkpoint, where one was asked for

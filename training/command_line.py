@@ -18,12 +18,23 @@ from typing import Any, get_args
 
 import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
-
-from encoders import EncoderSettings
-from modalities import MODALITIES
-from objectives import OBJECTIVES
-from training.errors import UserError, nearest, one_line, one_line_exit, readable
-from training.settings import CHOSEN, GIVEN, GROUPS, Config, Data, Run, defaults_of, flatten, home, plain, without_name
+from triptych.encoders import EncoderSettings
+from triptych.modalities import MODALITIES
+from triptych.objectives import OBJECTIVES
+from triptych.training.errors import UserError, nearest, one_line, one_line_exit, readable
+from triptych.training.settings import (
+    CHOSEN,
+    GIVEN,
+    GROUPS,
+    Config,
+    Data,
+    Run,
+    defaults_of,
+    flatten,
+    home,
+    plain,
+    without_name,
+)
 
 COMMANDS = {"config", "show", "help", "print_config"}  # words of the command line alone
 
@@ -129,7 +140,7 @@ def _recipe(given: dict[str, Any], argv: list[str]) -> dict[str, str]:
 
 def modality_of(source: str) -> str | None:
     """The modality of a published checkpoint or of a run of ours; None where it cannot be told from here."""
-    from encoders.native import FAMILIES
+    from triptych.encoders.native import FAMILIES
 
     run, published = Path(source) / "config.yaml", Path(source) / "config.json"
     if run.is_file():

@@ -5,9 +5,8 @@ says goes into the trunk. So the head learns first, the last blocks move, and th
 """
 
 from torch import nn
-
-from training.errors import UserError
-from training.settings import Run
+from triptych.training.errors import UserError
+from triptych.training.settings import Run
 
 
 def restrain(objective: nn.Module, run: Run) -> str | None:

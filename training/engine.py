@@ -16,11 +16,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-
-from encoders import Encoder
-from modalities.precision import allow_tf32
-from training.errors import UserError
-from training.settings import Run
+from triptych.encoders import Encoder
+from triptych.modalities.precision import allow_tf32
+from triptych.training.errors import UserError
+from triptych.training.settings import Run
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 MOMENTS = {"adamw_torch": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}

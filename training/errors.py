@@ -58,7 +58,7 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-OURS = ("modalities", "encoders", "objectives", "training", "evaluation", "train", "probe", "export", "__main__")
+OURS = ("triptych", "__main__")
 
 
 def name_of(file) -> str:

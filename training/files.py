@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modalities import Modality
-from training.errors import UserError
+from triptych.modalities import Modality
+from triptych.training.errors import UserError
 
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
 TABLES |= {".csv": "csv", ".tsv": "csv"}

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-
-from modalities import BadSample, Modality, ViewSpec
-from modalities.hashing import mix, uniform
-from training.errors import UserError
-from training.signals import deaf
+from triptych.modalities import BadSample, Modality, ViewSpec
+from triptych.modalities.hashing import mix, uniform
+from triptych.training.errors import UserError
+from triptych.training.signals import deaf
 
 OTHER, MIXED = 0x07E4, 100  # keeps the other sample apart from what else a seed is used for; how many are tried
 

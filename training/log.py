@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import write_aside
-from training.errors import UserError
-from training.settings import Run
+from triptych.training.checkpoint import write_aside
+from triptych.training.errors import UserError
+from triptych.training.settings import Run
 
 PACKAGES = (
     "torch",

@@ -15,21 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-
-from modalities.hashing import mix
-from objectives import Objective, Progress
-from training import checkpoint
-from training.bad_samples import BadSamples
-from training.engine import Agreement, Engine, global_batch, learning_rate, ranks_here, warmup_of, workers
-from training.errors import UserError
-from training.loader import Order, Samples, held_out, loader, reading
-from training.log import Log, Pace, environment
-from training.monitor import Monitor
-from training.ranks import Team
-from training.run_folder import RunFolder
-from training.settings import Config
-from training.signals import Signals
-from training.sources import Rows, fingerprint
+from triptych.modalities.hashing import mix
+from triptych.objectives import Objective, Progress
+from triptych.training import checkpoint
+from triptych.training.bad_samples import BadSamples
+from triptych.training.engine import Agreement, Engine, global_batch, learning_rate, ranks_here, warmup_of, workers
+from triptych.training.errors import UserError
+from triptych.training.loader import Order, Samples, held_out, loader, reading
+from triptych.training.log import Log, Pace, environment
+from triptych.training.monitor import Monitor
+from triptych.training.ranks import Team
+from triptych.training.run_folder import RunFolder
+from triptych.training.settings import Config
+from triptych.training.signals import Signals
+from triptych.training.sources import Rows, fingerprint
 
 TIMED = 3  # steps after which it is said how long the rest takes; the first of them is not typical
 EVAL_SEED = 0xE7A1  # the held-out part has the same views and masks every time

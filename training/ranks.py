@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-
-from training.errors import Told, UserError, explain
+from triptych.training.errors import Told, UserError, explain
 
 Made = TypeVar("Made")
 # The first rank may train a tokenizer for an hour, while a group's own time-out is 10 or 30 minutes. A rank that dies

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from training import checkpoint
-from training.errors import UserError, one_line
-from training.settings import Config, differences
+from triptych.training import checkpoint
+from triptych.training.errors import UserError, one_line
+from triptych.training.settings import Config, differences
 
 LOCK = ".lock"
 BEAT, STALE = 15.0, 120.0  # seconds between two signs of life; without one for so long, a process counts as dead

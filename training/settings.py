@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal
 from unittest import mock
 
 import torch
-
-from encoders import Backbone, Encoder, EncoderSettings, GridEmbedding, Pooling
-from encoders.encoder import PRESETS
-from encoders.native import family_of, make
-from modalities import MODALITIES, Image
-from modalities.domains import Count, NotNegative, Number, Part, Positive, Within, build, check, defaults
-from objectives import OBJECTIVES
-from training.errors import UserError, one_line
+from triptych.encoders import Backbone, Encoder, EncoderSettings, GridEmbedding, Pooling
+from triptych.encoders.encoder import PRESETS
+from triptych.encoders.native import family_of, make
+from triptych.modalities import MODALITIES, Image
+from triptych.modalities.domains import Count, NotNegative, Number, Part, Positive, Within, build, check, defaults
+from triptych.objectives import OBJECTIVES
+from triptych.training.errors import UserError, one_line
 
 # Where a value may come from, the strongest last. What is in neither is a default.
 CHOSEN = ("checkpoint", "recipe")  # not by the user: they may be overruled

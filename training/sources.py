@@ -18,12 +18,11 @@ from typing import Any
 from unicodedata import normalize
 
 import numpy as np
-
-from modalities import MODALITIES, BadSample, Modality
-from modalities.base import bytes_or_path
-from training.builtin import NAMES, builtin
-from training.errors import UserError, nearest, one_line
-from training.files import (
+from triptych.modalities import MODALITIES, BadSample, Modality
+from triptych.modalities.base import bytes_or_path
+from triptych.training.builtin import NAMES, builtin
+from triptych.training.errors import UserError, nearest, one_line
+from triptych.training.files import (
     ARCHIVES,
     TABLES,
     File,
@@ -35,8 +34,8 @@ from training.files import (
     split_level,
     split_word,
 )
-from training.settings import Data
-from training.tables import (
+from triptych.training.settings import Data
+from triptych.training.tables import (
     cells_of,
     column_of,
     holds,

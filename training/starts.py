@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
-
-from encoders import Backbone
-from encoders.native import Family, Native, Start, family_of, start_from
-from modalities import MODALITIES
-from modalities.domains import arguments
-from training import checkpoint
-from training.command_line import load_yaml, read
-from training.errors import UserError
+from triptych.encoders import Backbone
+from triptych.encoders.native import Family, Native, Start, family_of, start_from
+from triptych.modalities import MODALITIES
+from triptych.modalities.domains import arguments
+from triptych.training import checkpoint
+from triptych.training.command_line import load_yaml, read
+from triptych.training.errors import UserError
 
 
 @dataclass

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from modalities import MODALITIES, Modality
-from modalities.base import bytes_or_path
-from training.errors import UserError, nearest, one_line
-from training.files import TABLES, File, Source, some, walk
-from training.settings import Data
+from triptych.modalities import MODALITIES, Modality
+from triptych.modalities.base import bytes_or_path
+from triptych.training.errors import UserError, nearest, one_line
+from triptych.training.files import TABLES, File, Source, some, walk
+from triptych.training.settings import Data
 
 # Only these are looked into whether they hold samples: a column of type Image is no accident, one of strings may be.
 TYPED = ("parquet", "arrow")

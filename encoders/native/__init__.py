@@ -4,24 +4,24 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from encoders.backbone import Backbone, Pooling
-from encoders.encoder import Encoder
-from encoders.native.ast import AST
-from encoders.native.base import Family, Native, Plain, Start
-from encoders.native.bert import Bert
-from encoders.native.deit import DeiT
-from encoders.native.dinov2 import Dinov2
-from encoders.native.dinov2_with_registers import Dinov2WithRegisters
-from encoders.native.dinov3_vit import DINOv3ViT
-from encoders.native.eurobert import EuroBert
-from encoders.native.ijepa import IJepa
-from encoders.native.modernbert import ModernBert
-from encoders.native.nomic_bert import NomicBert
-from encoders.native.roberta import Roberta, XLMRoberta
-from encoders.native.roberta_prelayernorm import RobertaPreLayerNorm
-from encoders.native.siglip_vision_model import SiglipVisionModel
-from encoders.native.vit import ViT, ViTMAE
-from modalities import MODALITIES, Modality
+from triptych.encoders.backbone import Backbone, Pooling
+from triptych.encoders.encoder import Encoder
+from triptych.encoders.native.ast import AST
+from triptych.encoders.native.base import Family, Native, Plain, Start
+from triptych.encoders.native.bert import Bert
+from triptych.encoders.native.deit import DeiT
+from triptych.encoders.native.dinov2 import Dinov2
+from triptych.encoders.native.dinov2_with_registers import Dinov2WithRegisters
+from triptych.encoders.native.dinov3_vit import DINOv3ViT
+from triptych.encoders.native.eurobert import EuroBert
+from triptych.encoders.native.ijepa import IJepa
+from triptych.encoders.native.modernbert import ModernBert
+from triptych.encoders.native.nomic_bert import NomicBert
+from triptych.encoders.native.roberta import Roberta, XLMRoberta
+from triptych.encoders.native.roberta_prelayernorm import RobertaPreLayerNorm
+from triptych.encoders.native.siglip_vision_model import SiglipVisionModel
+from triptych.encoders.native.vit import ViT, ViTMAE
+from triptych.modalities import MODALITIES, Modality
 
 FAMILIES: dict[str, Family] = {
     family.name: family

@@ -11,13 +11,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from encoders.backbone import Backbone
-from encoders.embeddings import GridEmbedding, GridVariant
-from encoders.native.base import Family, Start, base_prefix, fields_of, from_pretrained, native_of, require
-from encoders.native.grid import PROJECTION, GridFamily
-from encoders.native.vit import ViT
-from modalities import Audio
+from triptych.encoders.backbone import Backbone
+from triptych.encoders.embeddings import GridEmbedding, GridVariant
+from triptych.encoders.native.base import Family, Start, base_prefix, fields_of, from_pretrained, native_of, require
+from triptych.encoders.native.grid import PROJECTION, GridFamily
+from triptych.encoders.native.vit import ViT
+from triptych.modalities import Audio
 
 KERNEL = f"{PROJECTION}.weight"
 

@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-
-from encoders.backbone import Backbone, Pooling
-from encoders.embeddings import Embedding
-from encoders.encoder import PRESETS, Architecture
-from modalities import Modality
+from triptych.encoders.backbone import Backbone, Pooling
+from triptych.encoders.embeddings import Embedding
+from triptych.encoders.encoder import PRESETS, Architecture
+from triptych.modalities import Modality
 
 Pair = tuple[tuple[str, ...], tuple[str, ...]]  # names of ours, and of theirs, whose values are the same in this order
 Names = dict[str | tuple[str, ...], str | tuple[str, ...]]  # the same, of modules

@@ -1,7 +1,7 @@
 """BERT (Devlin et al. 2019), most sentence encoders too: `BertModel`, `BertForMaskedLM`, `BertForSequence...`."""
 
-from encoders.embeddings import TokenVariant
-from encoders.native.text import TextFamily
+from triptych.encoders.embeddings import TokenVariant
+from triptych.encoders.native.text import TextFamily
 
 
 class Bert(TextFamily):

@@ -1,8 +1,8 @@
 """DeiT (Touvron et al. 2021): a ViT with a second lead, the distillation token. `DeiTModel`, `DeiTForImage…`."""
 
-from encoders.embeddings import GridVariant
-from encoders.native.grid import IMAGENET
-from encoders.native.vit import ViT
+from triptych.encoders.embeddings import GridVariant
+from triptych.encoders.native.grid import IMAGENET
+from triptych.encoders.native.vit import ViT
 
 
 class DeiT(ViT):

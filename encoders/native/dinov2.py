@@ -5,9 +5,9 @@
 
 from typing import Any
 
-from encoders.encoder import BIASES, Architecture
-from encoders.native.base import fields_of, settings_of
-from encoders.native.grid import CLASSIC, IMAGENET, ImageFamily, within
+from triptych.encoders.encoder import BIASES, Architecture
+from triptych.encoders.native.base import fields_of, settings_of
+from triptych.encoders.native.grid import CLASSIC, IMAGENET, ImageFamily, within
 
 # Blocks of DINOv2 and DINOv3; a plain MLP has no gate, and other names in the two.
 BLOCK = {

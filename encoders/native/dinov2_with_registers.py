@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from encoders.backbone import Backbone
-from encoders.embeddings import GridVariant
-from encoders.native.dinov2 import Dinov2
+from triptych.encoders.backbone import Backbone
+from triptych.encoders.embeddings import GridVariant
+from triptych.encoders.native.dinov2 import Dinov2
 
 
 class Dinov2WithRegisters(Dinov2):

@@ -5,12 +5,12 @@ The native class in `train()` rescales its coordinates at random, which is an au
 
 from typing import Any
 
-from encoders.backbone import Backbone
-from encoders.embeddings import GridVariant
-from encoders.encoder import Architecture
-from encoders.native.base import fields_of, settings_of
-from encoders.native.dinov2 import BLOCK, SCALED
-from encoders.native.grid import IMAGENET, ImageFamily, within
+from triptych.encoders.backbone import Backbone
+from triptych.encoders.embeddings import GridVariant
+from triptych.encoders.encoder import Architecture
+from triptych.encoders.native.base import fields_of, settings_of
+from triptych.encoders.native.dinov2 import BLOCK, SCALED
+from triptych.encoders.native.grid import IMAGENET, ImageFamily, within
 
 FLAGS = {"query": "query_bias", "key": "key_bias", "value": "value_bias", "out": "proj_bias", "mlp": "mlp_bias"}
 

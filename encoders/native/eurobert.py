@@ -5,11 +5,11 @@ A Llama that sees both ways: RMS norms, rotary positions, gated MLPs, no biases;
 
 from typing import Any
 
-from encoders.backbone import Backbone, Pooling
-from encoders.embeddings import TokenVariant
-from encoders.native.base import Start
-from encoders.native.nomic_bert import NomicBert
-from encoders.native.text import TextFamily
+from triptych.encoders.backbone import Backbone, Pooling
+from triptych.encoders.embeddings import TokenVariant
+from triptych.encoders.native.base import Start
+from triptych.encoders.native.nomic_bert import NomicBert
+from triptych.encoders.native.text import TextFamily
 
 
 class EuroBert(NomicBert):

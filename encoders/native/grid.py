@@ -6,15 +6,23 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-
-from encoders.backbone import Backbone
-from encoders.embeddings import GridEmbedding, GridVariant
-from encoders.encoder import BIASES, Architecture
-from encoders.native.base import Family, Pair, Start, fields_of, from_pretrained, leaves, native_of, settings_of
-from encoders.positions import resample
-from modalities import Grid, Image
-from modalities.image import LUMA
-from modalities.image_processor import settings_from
+from triptych.encoders.backbone import Backbone
+from triptych.encoders.embeddings import GridEmbedding, GridVariant
+from triptych.encoders.encoder import BIASES, Architecture
+from triptych.encoders.native.base import (
+    Family,
+    Pair,
+    Start,
+    fields_of,
+    from_pretrained,
+    leaves,
+    native_of,
+    settings_of,
+)
+from triptych.encoders.positions import resample
+from triptych.modalities import Grid, Image
+from triptych.modalities.image import LUMA
+from triptych.modalities.image_processor import settings_from
 
 PROJECTION = "embeddings.patch_embeddings.projection"
 TABLE = "embeddings.position_embeddings"

@@ -1,7 +1,7 @@
 """I-JEPA (Assran et al. 2023): a ViT without any lead. `IJepaModel`, `IJepaForImageClassification`."""
 
-from encoders.embeddings import GridVariant
-from encoders.native.vit import ViT
+from triptych.encoders.embeddings import GridVariant
+from triptych.encoders.native.vit import ViT
 
 
 class IJepa(ViT):

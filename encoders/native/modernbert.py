@@ -6,10 +6,10 @@ tokens to either side. The first block has no norm before attention, since the e
 
 from typing import Any
 
-from encoders.backbone import Backbone, Pooling
-from encoders.embeddings import TokenVariant
-from encoders.native.base import Start
-from encoders.native.text import TextFamily, theta_of
+from triptych.encoders.backbone import Backbone, Pooling
+from triptych.encoders.embeddings import TokenVariant
+from triptych.encoders.native.base import Start
+from triptych.encoders.native.text import TextFamily, theta_of
 
 KINDS = {True: "sliding_attention", False: "full_attention"}
 

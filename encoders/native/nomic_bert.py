@@ -5,10 +5,10 @@ BERT's post-norm with rotary positions, gated MLPs, and biases in the norms and 
 
 from typing import Any
 
-from encoders.backbone import Backbone
-from encoders.embeddings import TokenVariant
-from encoders.native.base import Start
-from encoders.native.text import TextFamily, theta_of
+from triptych.encoders.backbone import Backbone
+from triptych.encoders.embeddings import TokenVariant
+from triptych.encoders.native.base import Start
+from triptych.encoders.native.text import TextFamily, theta_of
 
 
 class NomicBert(TextFamily):

@@ -3,9 +3,9 @@
 `RobertaModel`, `RobertaForMaskedLM`, `RobertaForSequenceClassification`, and the same of `XLMRoberta...`.
 """
 
-from encoders.embeddings import TokenVariant
-from encoders.native.bert import Bert
-from encoders.native.text import RobertaHead, TextFamily
+from triptych.encoders.embeddings import TokenVariant
+from triptych.encoders.native.bert import Bert
+from triptych.encoders.native.text import RobertaHead, TextFamily
 
 
 class Roberta(RobertaHead, TextFamily):

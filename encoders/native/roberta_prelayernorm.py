@@ -1,7 +1,7 @@
 """RoBERTa with pre-LayerNorm: `RobertaPreLayerNormModel`, `...ForMaskedLM`, `...ForSequenceClassification`."""
 
-from encoders.embeddings import TokenVariant
-from encoders.native.text import RobertaHead, TextFamily
+from triptych.encoders.embeddings import TokenVariant
+from triptych.encoders.native.text import RobertaHead, TextFamily
 
 
 class RobertaPreLayerNorm(RobertaHead, TextFamily):

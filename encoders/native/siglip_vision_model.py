@@ -6,12 +6,11 @@ Its head, an attention that pools, is not trained here and goes out as it came i
 from typing import Any
 
 from torch import Tensor
-
-from encoders.backbone import Backbone
-from encoders.embeddings import GridVariant
-from encoders.encoder import BIASES, Architecture
-from encoders.native.base import fields_of
-from encoders.native.grid import CLASSIC, ImageFamily, within
+from triptych.encoders.backbone import Backbone
+from triptych.encoders.embeddings import GridVariant
+from triptych.encoders.encoder import BIASES, Architecture
+from triptych.encoders.native.base import fields_of
+from triptych.encoders.native.grid import CLASSIC, ImageFamily, within
 
 
 class SiglipVisionModel(ImageFamily):

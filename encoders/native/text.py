@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-
-from encoders.backbone import Backbone, Pooling
-from encoders.embeddings import LMHead, TokenEmbedding, TokenVariant
-from encoders.encoder import Architecture
-from encoders.native.base import (
+from triptych.encoders.backbone import Backbone, Pooling
+from triptych.encoders.embeddings import LMHead, TokenEmbedding, TokenVariant
+from triptych.encoders.encoder import Architecture
+from triptych.encoders.native.base import (
     Family,
     Names,
     Pair,
@@ -23,7 +22,7 @@ from encoders.native.base import (
     native_of,
     settings_of,
 )
-from modalities import Text
+from triptych.modalities import Text
 
 POOLED = "1_Pooling/config.json"
 # What `sentence-transformers` writes beside a model: how its modules follow each other, and what each is.

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 from einops import rearrange
 from torch import Tensor, nn
-
-from encoders.backbone import Backbone
-from encoders.native.base import Pair, Start, copy_in, copy_out, leaves
-from encoders.native.grid import ImageFamily, within
+from triptych.encoders.backbone import Backbone
+from triptych.encoders.native.base import Pair, Start, copy_in, copy_out, leaves
+from triptych.encoders.native.grid import ImageFamily, within
 
 
 class ViT(ImageFamily):

@@ -5,11 +5,10 @@ import json
 import pytest
 import torch
 from torch import nn
-
-from encoders.backbone import Backbone
-from encoders.native import FAMILIES, make, start_from
-from modalities.audio import Audio, padded
-from objectives import MAE, Masked
+from triptych.encoders.backbone import Backbone
+from triptych.encoders.native import FAMILIES, make, start_from
+from triptych.modalities.audio import Audio, padded
+from triptych.objectives import MAE, Masked
 
 AST = FAMILIES["audio-spectrogram-transformer"]
 TILES = [(16, 16), (128, 4), (32, 8)]

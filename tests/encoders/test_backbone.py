@@ -4,10 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-
-from encoders import POOLINGS, pool, pooled
-from encoders.native import FAMILIES, make
-from modalities import Image, View, ViewSpec, stack
+from triptych.encoders import POOLINGS, pool, pooled
+from triptych.encoders.native import FAMILIES, make
+from triptych.modalities import Image, View, ViewSpec, stack
 
 VIEWS = (ViewSpec(), ViewSpec(size=0.5), ViewSpec(size=0.5, index=1))
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from torch.nn.attention import flex_attention
-
-from encoders import Architecture, Encoder, encoder
+from triptych.encoders import Architecture, Encoder, encoder
 
 
 @pytest.mark.parametrize("wanted", [None, 40])

@@ -26,16 +26,15 @@ from image_families import (
 from PIL import Image as pillow
 from safetensors.torch import load_file
 from torch.nn import functional
-
-from encoders import backbone as backbones
-from encoders import embeddings, encoder, positions
-from encoders.native import FAMILIES, base, make, start_from
-from encoders.native import grid as grids
-from modalities import EVALUATION, Image
-from modalities.image_processor import resized_extent, settings_from
-from objectives import MAE, OBJECTIVES, Masked, SimCLR
-from training.command_line import read
-from training.errors import UserError
+from triptych.encoders import backbone as backbones
+from triptych.encoders import embeddings, encoder, positions
+from triptych.encoders.native import FAMILIES, base, make, start_from
+from triptych.encoders.native import grid as grids
+from triptych.modalities import EVALUATION, Image
+from triptych.modalities.image_processor import resized_extent, settings_from
+from triptych.objectives import MAE, OBJECTIVES, Masked, SimCLR
+from triptych.training.command_line import read
+from triptych.training.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,11 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.attention import varlen
-
-from encoders import Architecture, Encoder, packed
-from modalities import MODALITIES
-from modalities.view import View
-from objectives import OBJECTIVES
-from training.loader import Samples
+from triptych.encoders import Architecture, Encoder, packed
+from triptych.modalities import MODALITIES
+from triptych.modalities.view import View
+from triptych.objectives import OBJECTIVES
+from triptych.training.loader import Samples
 
 
 def rows(leads: int) -> View:

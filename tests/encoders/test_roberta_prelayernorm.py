@@ -14,11 +14,10 @@ from transformers import (
     RobertaPreLayerNormModel,
     pipeline,
 )
-
-from encoders.native import FAMILIES, make, start_from
-from modalities import EVALUATION, Text
-from objectives import MAE, Decoder, Masked, SimCLR, masking
-from training.command_line import read
+from triptych.encoders.native import FAMILIES, make, start_from
+from triptych.modalities import EVALUATION, Text
+from triptych.objectives import MAE, Decoder, Masked, SimCLR, masking
+from triptych.training.command_line import read
 
 FAMILY = FAMILIES["roberta-prelayernorm"]
 WORDS = "river stone light garden music winter table paper window forest market child engine sugar letter".split()

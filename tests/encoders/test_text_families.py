@@ -11,11 +11,10 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForMaskedLM, AutoTokenizer
-
-from encoders import encoder as trunk
-from encoders.native import FAMILIES, make, start_from
-from modalities import EVALUATION, Text
-from objectives import Masked, SimCLR
+from triptych.encoders import encoder as trunk
+from triptych.encoders.native import FAMILIES, make, start_from
+from triptych.modalities import EVALUATION, Text
+from triptych.objectives import Masked, SimCLR
 
 WORDS = "river stone light garden music winter table paper window forest market child engine sugar letter".split()
 # Head width 12, and heads, depth and number of texts differ; every native text is longer than two windows of 2.
@@ -360,9 +359,9 @@ def run(folder, to, texts, **options):
 
 def test_a_teacher_begins_at_the_start_and_all_that_came_goes_out(sentences, texts, tmp_path, monkeypatch):
     """train.py's own path: every teacher's backbone is the published encoder, bit for bit; the export has its files."""
-    from export import export
-    from train import pretrain
-    from training.settings import Config
+    from triptych.export import export
+    from triptych.train import pretrain
+    from triptych.training.settings import Config
 
     seen, build = [], Config.build_objective
 
@@ -403,7 +402,7 @@ def test_a_teacher_begins_at_the_start_and_all_that_came_goes_out(sentences, tex
     ],
 )
 def test_the_user_s_pooling_goes_before_the_checkpoint_s(said, pooling, mode, sentences, texts, tmp_path):
-    from training.command_line import read
+    from triptych.training.command_line import read
 
     start = start_from(str(sentences), "text")
     config = read(run(sentences, tmp_path / "run", texts, **said))
@@ -438,7 +437,7 @@ def test_a_module_with_weights_stays_behind_and_is_named(sentences, capsys):
 
 
 def test_what_was_brought_survives_a_checkpoint(sentences, tmp_path):
-    from encoders.native import Native
+    from triptych.encoders.native import Native
 
     start, _ = begin(sentences, SimCLR)
     start.native.save(tmp_path / "native")
@@ -542,7 +541,7 @@ def test_what_the_native_class_cannot_say_is_refused_before_training(name, argum
 
 def test_windows_of_128_tokens_and_longer_ones_on_request(tokenizers, tmp_path, texts):
     """ModernBERT's 8,192 places would be its windows; a window that the table has no places for is refused."""
-    from training.command_line import read
+    from triptych.training.command_line import read
 
     published("modernbert", tmp_path / "modern", tokenizers[PIECES])
     published("bert", tmp_path / "bert", tokenizers[PIECES])

@@ -11,13 +11,12 @@ import yaml
 from finished import finished
 from PIL import Image as pillow
 from safetensors.torch import load_file, save_file
-
-from encoders.native import FAMILIES, make, start_from
-from export import export
-from modalities import EVALUATION, Image, View
-from modalities.domains import build
-from objectives import MAE, Masked, SimCLR
-from training.command_line import read
+from triptych.encoders.native import FAMILIES, make, start_from
+from triptych.export import export
+from triptych.modalities import EVALUATION, Image, View
+from triptych.modalities.domains import build
+from triptych.objectives import MAE, Masked, SimCLR
+from triptych.training.command_line import read
 
 SIZES = {"hidden_size": 44, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 49}
 DECODER = {
@@ -190,7 +189,7 @@ def test_no_pickle_is_read(tmp_path):
 
 
 def run(arguments: list[str]) -> None:
-    import train
+    from triptych import train
 
     train.main(arguments)
 

@@ -11,20 +11,19 @@ import support
 import torch
 from finished import finished
 from PIL import Image
-
-import probe
-from encoders.backbone import pool
-from evaluation import probes
-from evaluation.features import extract
-from evaluation.finetune import finetune
-from evaluation.labels import hold_out
-from evaluation.load import from_run, published
-from evaluation.probes import draw, linear, neighbours, over_draws, score
-from export import export
-from modalities import MODALITIES, BadSample
-from training.errors import UserError
-from training.settings import Data
-from training.sources import load
+from triptych import probe
+from triptych.encoders.backbone import pool
+from triptych.evaluation import probes
+from triptych.evaluation.features import extract
+from triptych.evaluation.finetune import finetune
+from triptych.evaluation.labels import hold_out
+from triptych.evaluation.load import from_run, published
+from triptych.evaluation.probes import draw, linear, neighbours, over_draws, score
+from triptych.export import export
+from triptych.modalities import MODALITIES, BadSample
+from triptych.training.errors import UserError
+from triptych.training.settings import Data
+from triptych.training.sources import load
 
 
 def table(name: str, folder, count: int = 40, spoil: int | None = None):

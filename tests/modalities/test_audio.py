@@ -8,12 +8,11 @@ import torch
 from einops import rearrange
 from scipy import stats
 from support import encoded, tone
-
-from encoders.native import make
-from modalities import EVALUATION, ViewSpec
-from modalities.audio import Audio, filterbank, interpolated
-from modalities.audio_file import RATE
-from training.builtin.tones import split
+from triptych.encoders.native import make
+from triptych.modalities import EVALUATION, ViewSpec
+from triptych.modalities.audio import Audio, filterbank, interpolated
+from triptych.modalities.audio_file import RATE
+from triptych.training.builtin.tones import split
 
 STATISTICS = {"mean": -4.2677393, "std": 4.5689974}
 random = np.random.default_rng(0)

@@ -10,10 +10,9 @@ import soundfile
 import torch
 import torchaudio
 from support import encoded, tone
-
-from modalities import EVALUATION, BadSample, ViewSpec
-from modalities.audio import Audio
-from modalities.audio_file import RATE, Clip
+from triptych.modalities import EVALUATION, BadSample, ViewSpec
+from triptych.modalities.audio import Audio
+from triptych.modalities.audio_file import RATE, Clip
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
 random = np.random.default_rng(0)

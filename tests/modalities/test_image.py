@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 from PIL import PngImagePlugin as png
-
-from modalities import BadSample, Image
-from modalities.image import small_jpeg
+from triptych.modalities import BadSample, Image
+from triptych.modalities.image import small_jpeg
 
 
 def jpeg(mode="RGB", size=(33, 47), **how) -> bytes:

@@ -8,10 +8,9 @@ import pytest
 import torch
 from PIL import Image as pillow
 from scipy import stats
-
-from modalities import Image, ViewSpec, image
-from modalities.hashing import generator
-from modalities.image import AUGMENTATIONS, Strong, crop, distort
+from triptych.modalities import Image, ViewSpec, image
+from triptych.modalities.hashing import generator
+from triptych.modalities.image import AUGMENTATIONS, Strong, crop, distort
 
 SURE = 1e-4  # of a fixed seed: a right distribution is refused once in 10,000 tests, a wrong one always
 

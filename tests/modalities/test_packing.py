@@ -4,8 +4,7 @@ import time
 
 import numpy as np
 import pytest
-
-from modalities.packing import _best_fit, pack, pack_fixed
+from triptych.modalities.packing import _best_fit, pack, pack_fixed
 
 
 def news(seed: int, size: int) -> list[int]:

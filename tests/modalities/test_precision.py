@@ -6,10 +6,9 @@ import pytest
 import support
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from modalities import precision
-from modalities.audio import filterbank
-from objectives.contrastive import nt_xent_loss
+from triptych.modalities import precision
+from triptych.modalities.audio import filterbank
+from triptych.objectives.contrastive import nt_xent_loss
 
 
 class Products(TorchDispatchMode):

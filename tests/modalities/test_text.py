@@ -8,12 +8,11 @@ import pytest
 import torch
 from scipy import stats
 from support import NOUNS, sentences
-
-from encoders.native import make
-from modalities import EVALUATION, BadSample, Text, View, ViewSpec
-from modalities.text import half, span
-from modalities.tokenizer import clean
-from objectives import BYOL, MAE, Head, Mask, Masked, SimCLR, masking
+from triptych.encoders.native import make
+from triptych.modalities import EVALUATION, BadSample, Text, View, ViewSpec
+from triptych.modalities.text import half, span
+from triptych.modalities.tokenizer import clean
+from triptych.objectives import BYOL, MAE, Head, Mask, Masked, SimCLR, masking
 
 
 def rows_of(texts, **columns) -> datasets.Dataset:

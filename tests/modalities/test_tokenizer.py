@@ -11,11 +11,10 @@ import torch
 from support import NOUNS, VERBS, sentences
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-from encoders.native import make
-from modalities import Text
-from modalities.tokenizer import clean
-from objectives import Masked
+from triptych.encoders.native import make
+from triptych.modalities import Text
+from triptych.modalities.tokenizer import clean
+from triptych.objectives import Masked
 
 CASES = Path(__file__).parents[2].parent / "shared" / "cases"
 

@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-
-from encoders.native import make
-from modalities import Image, View
-from objectives import Head, SimCLR
-from objectives.contrastive import nt_xent_loss
+from triptych.encoders.native import make
+from triptych.modalities import Image, View
+from triptych.objectives import Head, SimCLR
+from triptych.objectives.contrastive import nt_xent_loss
 
 TEMPERATURES = [0.05, 0.1, 0.5, 1.0]
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-
-from encoders.native import make
-from modalities import Image, View
-from objectives import BYOL, Head, Progress
-from objectives.distillation import byol_loss
-from objectives.teacher import Teacher
+from triptych.encoders.native import make
+from triptych.modalities import Image, View
+from triptych.objectives import BYOL, Head, Progress
+from triptych.objectives.distillation import byol_loss
+from triptych.objectives.teacher import Teacher
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from torch import nn
-
-from objectives.heads import BatchNorm, Head, MLPHead
+from triptych.objectives.heads import BatchNorm, Head, MLPHead
 
 
 def norms(affine: bool = True):

@@ -7,11 +7,10 @@ import pytest
 import torch
 from support import nested
 from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
-
-from encoders.native import make, start_from
-from modalities import Audio, Image, View
-from modalities.domains import build
-from objectives import MAE, Decoder, Mask, Masked, masking
+from triptych.encoders.native import make, start_from
+from triptych.modalities import Audio, Image, View
+from triptych.modalities.domains import build
+from triptych.objectives import MAE, Decoder, Mask, Masked, masking
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
 DECODER = {

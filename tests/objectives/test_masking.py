@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-
-from modalities import View
-from objectives import masking
+from triptych.modalities import View
+from triptych.objectives import masking
 
 KINDS = list(masking.MASKINGS)
 

@@ -14,13 +14,12 @@ import pytest
 import support
 import torch
 from PIL import Image as pillow
-
-import train
-from modalities import BadSample, Image
-from training import checkpoint, engine
-from training.errors import UserError
-from training.settings import Data, Run
-from training.sources import load
+from triptych import train
+from triptych.modalities import BadSample, Image
+from triptych.training import checkpoint, engine
+from triptych.training.errors import UserError
+from triptych.training.settings import Data, Run
+from triptych.training.sources import load
 
 CASES = support.ROOT.parent / "shared" / "cases"
 EXPECTED = json.loads((CASES / "expected.json").read_text()) if CASES.is_dir() else {}
@@ -474,7 +473,7 @@ def run(argv: list[str]) -> None:
 
 def broken(argv: list[str], steps: list[int], how: str, rank: int | None = None) -> list[str]:
     """Train at each ZeRO stage with a loss that is not finite in those steps; returns what `main` said at the end."""
-    from objectives import MAE, OBJECTIVES
+    from triptych.objectives import MAE, OBJECTIVES
 
     class Broken(MAE):
         calls = 0

@@ -4,9 +4,8 @@ import io
 
 import numpy as np
 import soundfile
-
-from training.builtin.docstrings import docstrings, prose
-from training.builtin.tones import TIMBRES, split
+from triptych.training.builtin.docstrings import docstrings, prose
+from triptych.training.builtin.tones import TIMBRES, split
 
 
 def test_tones_are_the_same_on_every_call():

@@ -6,12 +6,11 @@ import inspect
 import pytest
 import support
 import yaml
-
-from modalities import MODALITIES
-from objectives import OBJECTIVES
-from training.command_line import from_command_line, read, schema
-from training.errors import UserError, nearest
-from training.settings import Config, differences, plain
+from triptych.modalities import MODALITIES
+from triptych.objectives import OBJECTIVES
+from triptych.training.command_line import from_command_line, read, schema
+from triptych.training.errors import UserError, nearest
+from triptych.training.settings import Config, differences, plain
 
 YAML = """
 data: {name: digits, eval_fraction: 0.2}
@@ -147,7 +146,7 @@ def test_nearest_names():
 
 
 def test_every_shipped_deepspeed_file_is_taken():
-    from training import engine
+    from triptych.training import engine
 
     files = sorted((support.ROOT / "configs" / "deepspeed").glob("*.json"))
     assert len(files) == 4

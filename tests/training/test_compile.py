@@ -10,7 +10,7 @@ CELLS = {
 
 
 def losses(folder: str, cell: str, settings: dict, compiled: bool) -> list[float]:
-    import train
+    from triptych import train
 
     modality, objective = cell.split()
     support.table_of(modality).to_parquet(f"{folder}/data.parquet")

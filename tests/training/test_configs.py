@@ -10,14 +10,14 @@ CONFIGS = sorted((support.ROOT / "configs").glob("*.yaml"))
 
 
 def settings(file) -> dict:
-    from training.command_line import load_yaml, unfold
+    from triptych.training.command_line import load_yaml, unfold
 
     return unfold(load_yaml(file))
 
 
 def run_all(folder: str, files: list[str]) -> dict[str, str]:
     """By configuration: what went wrong, or nothing."""
-    import train
+    from triptych import train
 
     ended = {}
     for file in files:
@@ -65,8 +65,8 @@ def test_its_head_says_what_it_is(file):
 
 
 def test_there_is_one_for_each_cell_of_the_tables():
-    from modalities import MODALITIES
-    from objectives import OBJECTIVES
+    from triptych.modalities import MODALITIES
+    from triptych.objectives import OBJECTIVES
 
     shipped = {(s["modality"]["name"], s["objective"]["name"]) for s in map(settings, CONFIGS)}
     assert {(m, o) for m in MODALITIES for o in OBJECTIVES} <= shipped

@@ -7,12 +7,11 @@ import support
 import torch
 import yaml
 from safetensors.torch import load_file
-
-from training import checkpoint
-from training.command_line import read
-from training.continuing import restrain
-from training.engine import parameter_groups
-from training.errors import UserError
+from triptych.training import checkpoint
+from triptych.training.command_line import read
+from triptych.training.continuing import restrain
+from triptych.training.engine import parameter_groups
+from triptych.training.errors import UserError
 
 TINY = {"modality.image_size": 8, "modality.patch_size": 4, "encoder.width": 32, "encoder.depth": 3, "encoder.heads": 2}
 SHORT = {"per_device_train_batch_size": 8, "report_to": "none", "dataloader_num_workers": 0, "device": "cpu"}
@@ -45,7 +44,7 @@ def test_frozen_blocks_keep_no_graph():
     image = made.backbone.modality
     data = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     number = torch.arange(4)
-    from modalities import View
+    from triptych.modalities import View
 
     views = [image.prepare(View(data=data, seed=number, identity=number)) for _ in range(2)]
     made(views)["loss"].backward()
@@ -70,7 +69,7 @@ def test_rates_by_layer_and_by_part():
 
 
 def run(**options) -> None:
-    import train
+    from triptych import train
 
     train.pretrain(SHORT | SIMCLR | options)
 
@@ -120,7 +119,7 @@ def test_a_run_starts_from_another_run(launch, first, tmp_path):
 
 
 def pretrained(options: dict) -> dict:
-    import train
+    from triptych import train
 
     return {k: v for k, v in train.pretrain(options).items() if isinstance(v, float)}
 

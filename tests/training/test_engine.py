@@ -10,13 +10,12 @@ import torch
 import yaml
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-
-import train
-from modalities import MODALITIES, View
-from objectives import OBJECTIVES, Progress
-from training import engine
-from training.engine import learning_rate, optimizer, parameter_groups, settings, warmup_of
-from training.errors import UserError
+from triptych import train
+from triptych.modalities import MODALITIES, View
+from triptych.objectives import OBJECTIVES, Progress
+from triptych.training import engine
+from triptych.training.engine import learning_rate, optimizer, parameter_groups, settings, warmup_of
+from triptych.training.errors import UserError
 
 STAGES = (0, 1, 2, 3)
 
@@ -114,7 +113,7 @@ class Slope(nn.Module):
 
 def clipped_steps(folder: str) -> dict:
     """By stage and by scale of the gradient: norm as reported, and how far the two weights moved at rate 0.1."""
-    from training import engine as engines
+    from triptych.training import engine as engines
 
     made = {}
     for stage in STAGES:
@@ -147,9 +146,9 @@ def test_a_step_is_clipped_by_the_global_norm_and_scaled_by_group(launch, tmp_pa
 
 
 def rates_of_a_loop(folder: str) -> list:
-    from training import engine
-    from training.loop import Loop
-    from training.monitor import Monitor
+    from triptych.training import engine
+    from triptych.training.loop import Loop
+    from triptych.training.monitor import Monitor
 
     made = []
     for base in (None, 0.64):
@@ -178,7 +177,7 @@ def test_a_loop_steps_at_its_rate(launch, tmp_path):
 
 def linear_at_zero3(folder: str) -> list:
     """Losses under bf16 of three steps at ZeRO-0 and 3, with biases that are not 0, and whether torch is as it was."""
-    from training import engine as engines
+    from triptych.training import engine as engines
 
     linear, losses = nn.functional.linear, []
     for stage in (0, 3):
@@ -223,8 +222,7 @@ def test_what_zero3_cannot_do_is_refused(deepspeed, options, says):
 
 def agreed(steps: int) -> list:
     import torch.distributed as dist
-
-    from training import engine as engines
+    from triptych.training import engine as engines
 
     engines.start(support.config("image", "mae", "unused").run)
     agree, rank = engines.Agreement(), dist.get_rank()
@@ -262,9 +260,9 @@ WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_
 
 def waits(folder: str, cells: list) -> list:
     """By cell and stage, what three steps between two logs wait for."""
-    from training import engine as engines
-    from training.loop import Loop
-    from training.monitor import Monitor
+    from triptych.training import engine as engines
+    from triptych.training.loop import Loop
+    from triptych.training.monitor import Monitor
 
     made = []
     for modality, objective, stages in cells:
@@ -303,7 +301,7 @@ def test_the_host_does_not_wait_in_a_step(launch, tmp_path):
 
 def steps_left_out(folder: str) -> list:
     """Weights and moments after a first step that is not finite and two that are, and after these two alone."""
-    from training import engine as engines
+    from triptych.training import engine as engines
 
     made = []
     for optim in ("adamw_torch", "sgd"):
@@ -352,9 +350,8 @@ def test_what_the_optimizer_does_not_move_stays_when_the_step_was_left_out(objec
 
 def gathered(rows: int) -> list:
     import torch.distributed as dist
-
-    from objectives import collectives
-    from training import engine as engines
+    from triptych.objectives import collectives
+    from triptych.training import engine as engines
 
     engines.start(support.config("image", "mae", "unused").run)
     rank = dist.get_rank()
@@ -406,8 +403,8 @@ def test_workers_follow_the_cores(monkeypatch, cores, said, expected):
 def slow_run(folder: str, data: str) -> None:
     import time
 
-    import train
-    from modalities import Image
+    from triptych import train
+    from triptych.modalities import Image
 
     read = Image.read
     Image.read = lambda self, cell: (time.sleep(0.02), read(self, cell))[1]
@@ -434,9 +431,9 @@ def test_a_run_says_what_it_runs_on_and_what_it_waits_for(launch, pictures, tmp_
 
 def checkpointed(folder: str) -> list:
     """By stage, losses of three steps and the weights after them, with and without recomputed blocks."""
-    from training import engine as engines
-    from training.loop import Loop
-    from training.monitor import Monitor
+    from triptych.training import engine as engines
+    from triptych.training.loop import Loop
+    from triptych.training.monitor import Monitor
 
     made = []
     for stage in STAGES:

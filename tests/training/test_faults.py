@@ -3,11 +3,8 @@
 import faults
 import pytest
 import support
-
-import export
-import probe
-import train
-from training.errors import UserError
+from triptych import export, probe, train
+from triptych.training.errors import UserError
 
 PROGRAMS = {"train.py": train.main, "probe.py": probe.main, "export.py": export.main}
 TINY = "--per_device_train_batch_size 8 --max_steps 1 --dataloader_num_workers 0 --device cpu --report_to none".split()

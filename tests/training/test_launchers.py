@@ -5,9 +5,8 @@ import sys
 
 import pytest
 import support
-
-from training.errors import UserError
-from training.ranks import announce
+from triptych.training.errors import UserError
+from triptych.training.ranks import announce
 
 SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7"}
 SLURM |= {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2"}
@@ -84,10 +83,9 @@ def test_torchrun_within_srun_is_torchruns():
 
 def first_decides(folder: str) -> list:
     import torch.distributed as dist
-
-    from training import engine
-    from training.errors import Told
-    from training.ranks import Team
+    from triptych.training import engine
+    from triptych.training.errors import Told
+    from triptych.training.ranks import Team
 
     engine.start(support.config("image", "mae", folder).run)
     team, made = Team(), []

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 import support
 import torch
-
-from modalities import Audio, Image, ViewSpec
-from training.errors import UserError
-from training.loader import Order, Samples, held_out, loader
-from training.settings import Data
-from training.sources import load
+from triptych.modalities import Audio, Image, ViewSpec
+from triptych.training.errors import UserError
+from triptych.training.loader import Order, Samples, held_out, loader
+from triptych.training.settings import Data
+from triptych.training.sources import load
 
 CPU = torch.device("cpu")
 PITCHES = range(300, 4000, 300)

@@ -3,8 +3,7 @@
 import pytest
 import support
 import torch
-
-from training.monitor import Monitor, collapse_figures
+from triptych.training.monitor import Monitor, collapse_figures
 
 
 def features(kind: str, step: int) -> torch.Tensor:
@@ -118,8 +117,8 @@ def test_ranks_keep_their_share_of_the_features():
 
 def runs(folder: str, data: str) -> dict:
     """A healthy run, and one whose objective pulls all samples to one point."""
-    import train
-    from objectives import MAE, OBJECTIVES
+    from triptych import train
+    from triptych.objectives import MAE, OBJECTIVES
 
     class Collapsing(MAE):
         def forward(self, views):

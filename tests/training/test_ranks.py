@@ -10,12 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.func import functional_call
-
-from modalities import MODALITIES
-from objectives import OBJECTIVES, Progress
-from objectives.contrastive import nt_xent_loss
-from objectives.teacher import Teacher
-from training.engine import learning_rate, optimizer, warmup_of
+from triptych.modalities import MODALITIES
+from triptych.objectives import OBJECTIVES, Progress
+from triptych.objectives.contrastive import nt_xent_loss
+from triptych.objectives.teacher import Teacher
+from triptych.training.engine import learning_rate, optimizer, warmup_of
 
 CELLS = [(m, o) for m in MODALITIES for o in OBJECTIVES]
 STAGES = (0, 1, 2, 3)
@@ -23,8 +22,8 @@ STAGES = (0, 1, 2, 3)
 
 def make_loop(modality: str, objective: str, folder, micro_batch: int, stage: int, **options):
     """A `Loop` on tiny data, whose micro-batch is `micro_batch` samples of all ranks together."""
-    from training import engine
-    from training.loop import Loop
+    from triptych.training import engine
+    from triptych.training.loop import Loop
 
     device = engine.start(support.config("image", "mae", folder).run)
     options["per_device_train_batch_size"] = micro_batch // dist.get_world_size()
@@ -42,8 +41,7 @@ def make_loop(modality: str, objective: str, folder, micro_batch: int, stage: in
 def run_steps(loop, steps: int) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
     """Losses of the joined batch, and each step's full gradients as the optimizer gets them."""
     from deepspeed.utils import safe_get_full_grad
-
-    from training.monitor import Monitor
+    from triptych.training.monitor import Monitor
 
     gradients, engine, accumulation = [], loop.engine, loop.run.gradient_accumulation_steps
     original = engine.step
@@ -208,7 +206,7 @@ class Follower(nn.Module):
 
 def follow(folder: str, stages, accumulation: int) -> dict[int, float]:
     """By stage: the largest difference of the teacher's forward from a reference average's, over 100 steps."""
-    from training import engine as engines
+    from triptych.training import engine as engines
 
     made = {}
     for stage in stages:
@@ -249,7 +247,7 @@ def test_teacher_is_the_average_of_its_student(launch, tmp_path, accumulation):
 
 def contrast(values: list, identity: list) -> tuple:
     """Loss and gradient of this rank's share."""
-    from training import engine
+    from triptych.training import engine
 
     engine.start(support.config("image", "mae", ".").run)
     share = slice(dist.get_rank() * len(values[0]) // dist.get_world_size(), None)

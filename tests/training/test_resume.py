@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 import support
-
-from training import checkpoint
-from training.errors import UserError
+from triptych.training import checkpoint
+from triptych.training.errors import UserError
 
 STEPS = 9
+STEP = "triptych.training.engine:Engine.step"
 
 
 def command(folder, data, ranks: int = 1, stage: int = 0, **more) -> list[str]:
@@ -50,7 +50,7 @@ def command(folder, data, ranks: int = 1, stage: int = 0, **more) -> list[str]:
 
 def train(argv: list[str], kill: str | None = None, count: int = 1) -> None:
     """The command line; SIGKILL at the `count`th call of the function `kill` (`module:name`), where it is called."""
-    import train
+    from triptych import train
 
     if kill is not None:
         module, _, name = kill.partition(":")
@@ -96,18 +96,18 @@ def undisturbed(launch, data, tmp_path_factory):
 
 
 KILLS = {
-    "in a step": ("training.engine:Engine.step", random.Random(0).randrange(2, STEPS)),
-    "in the forward of the first step": ("training.engine:Engine.forward", 1),
+    "in a step": ("triptych.training.engine:Engine.step", random.Random(0).randrange(2, STEPS)),
+    "in the forward of the first step": ("triptych.training.engine:Engine.forward", 1),
     "half of the second checkpoint's weights written": ("safetensors.torch:save_file", 3),
     "half of the moments written": ("safetensors.torch:save_file", 4),
-    "before the manifest is synced": ("training.checkpoint:sync", 16),
+    "before the manifest is synced": ("triptych.training.checkpoint:sync", 16),
     "before a checkpoint gets its name": ("os:rename", 2),
-    "before old checkpoints are deleted": ("training.checkpoint:prune", 2),
-    "at start-up, in an empty folder": ("training.checkpoint:write_aside", 1),
+    "before old checkpoints are deleted": ("triptych.training.checkpoint:prune", 2),
+    "at start-up, in an empty folder": ("triptych.training.checkpoint:write_aside", 1),
     "at start-up, configuration half-written": ("os:replace", 1),
-    "at start-up, before the environment is written": ("training.checkpoint:write_aside", 2),
-    "at start-up, before the log is open": ("training.log:Log.__init__", 1),
-    "after the last checkpoint": ("training.loop:Log.close", 1),
+    "at start-up, before the environment is written": ("triptych.training.checkpoint:write_aside", 2),
+    "at start-up, before the log is open": ("triptych.training.log:Log.__init__", 1),
+    "after the last checkpoint": ("triptych.training.loop:Log.close", 1),
 }
 
 
@@ -131,8 +131,8 @@ def test_killed_is_as_not_killed(launch, undisturbed, data, tmp_path, where):
 def test_two_ranks_killed_again_and_again(launch, undisturbed, data, tmp_path, stage):
     argv = command(tmp_path / "run", data, 2, stage)
     for kill, count in (
-        ("training.checkpoint:write_aside", 2),
-        ("training.engine:Engine.step", 5),
+        ("triptych.training.checkpoint:write_aside", 2),
+        ("triptych.training.engine:Engine.step", 5),
         ("os:rename", 1),
         ("safetensors.torch:save_file", 2),
     ):
@@ -144,7 +144,7 @@ def test_two_ranks_killed_again_and_again(launch, undisturbed, data, tmp_path, s
 @pytest.mark.fault("killed while the log is rewritten", "no line is lost, none is there twice", "continuing")
 def test_killed_while_the_log_is_rewritten(launch, undisturbed, data, tmp_path):
     argv = command(tmp_path / "run", data)
-    launch(train, 1, argv=argv, kill="training.engine:Engine.step", count=6).wait()
+    launch(train, 1, argv=argv, kill=STEP, count=6).wait()
     # config, environment, then the log
     assert launch(train, 1, argv=argv, kill="os:replace", count=3).wait() == [-signal.SIGKILL]
     launch(train, 1, argv=argv).results()
@@ -223,7 +223,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(launch, undisturbed, data, 
 
 @pytest.mark.fault("other settings at a resume", "refused", "the settings' names")
 def test_other_settings_are_refused_by_name(undisturbed, data, tmp_path):
-    import train
+    from triptych import train
 
     folder = tmp_path / "run"
     shutil.copytree(undisturbed(1, 0), folder)
@@ -395,8 +395,8 @@ def test_a_run_made_longer_is_said_and_killed_is_as_not_killed(launch, undisturb
     first = launch(train, 1, argv=longer[0])
     first.results()
     assert "15 steps instead of 9: the learning rate follows the new length, with 1 steps of warm-up" in first.output()
-    assert launch(train, 1, argv=longer[1], kill="training.engine:Engine.step", count=2).wait() == [-signal.SIGKILL]
-    assert launch(train, 1, argv=longer[1], kill="training.engine:Engine.step", count=5).wait() == [-signal.SIGKILL]
+    assert launch(train, 1, argv=longer[1], kill=STEP, count=2).wait() == [-signal.SIGKILL]
+    assert launch(train, 1, argv=longer[1], kill=STEP, count=5).wait() == [-signal.SIGKILL]
     launch(train, 1, argv=longer[1]).results()
     assert outcome(runs[0], 15) == outcome(runs[1], 15)
     assert points(runs[0]) == points(runs[1])

@@ -11,14 +11,13 @@ import time
 
 import pytest
 import support
-
-from training import log, run_folder
-from training.errors import UserError
-from training.run_folder import RunFolder
+from triptych.training import log, run_folder
+from triptych.training.errors import UserError
+from triptych.training.run_folder import RunFolder
 
 HOLD = """
 import sys, time
-from training.run_folder import RunFolder
+from triptych.training.run_folder import RunFolder
 folder = RunFolder(sys.argv[1])
 folder.__enter__()
 print("held", flush=True)

@@ -6,15 +6,14 @@ import types
 from typing import Literal
 
 import pytest
+import triptych.modalities.domains
 import yaml
-
-import modalities.domains
-from modalities import MODALITIES
-from modalities.domains import Each, Probability, Scale, Share, Within, build, defaults
-from objectives import OBJECTIVES, Objective
-from training.command_line import from_command_line, read, schema
-from training.errors import UserError
-from training.settings import Data, Run, differences, plain
+from triptych.modalities import MODALITIES
+from triptych.modalities.domains import Each, Probability, Scale, Share, Within, build, defaults
+from triptych.objectives import OBJECTIVES, Objective
+from triptych.training.command_line import from_command_line, read, schema
+from triptych.training.errors import UserError
+from triptych.training.settings import Data, Run, differences, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Holes:
 
     ratio: Share = 0.75
     kind: Literal["random", "block"] = "random"
-    block: modalities.domains.Count | None = None
+    block: triptych.modalities.domains.Count | None = None
 
 
 class Nested(Objective):
@@ -239,11 +238,11 @@ OWNERS |= {"run": Run, "data": Data, "nested": Nested}
 
 def numbers(owner, prefix=""):
     """Arguments that are numbers, and their domains."""
-    for name, hint, _ in modalities.domains.arguments(owner):
-        if inner := modalities.domains.nested(hint):
+    for name, hint, _ in triptych.modalities.domains.arguments(owner):
+        if inner := triptych.modalities.domains.nested(hint):
             yield from numbers(inner, f"{prefix}{name}.")
         elif any(kind in str(hint).replace("Literal[1, 3, 4]", "") for kind in ("int", "float")):
-            yield prefix + name, list(modalities.domains.domains(hint))
+            yield prefix + name, list(triptych.modalities.domains.domains(hint))
 
 
 @pytest.mark.parametrize("name", OWNERS)
@@ -255,9 +254,9 @@ def test_every_number_has_a_domain(name):
 @pytest.mark.parametrize("name", OWNERS)
 def test_defaults_are_in_their_domains(name):
     owner = OWNERS[name]
-    for argument, hint, default in modalities.domains.arguments(owner):
+    for argument, hint, default in triptych.modalities.domains.arguments(owner):
         if default is not inspect.Parameter.empty and not dataclasses.is_dataclass(default):
-            assert all(d.holds(default) for d in modalities.domains.domains(hint)), argument
+            assert all(d.holds(default) for d in triptych.modalities.domains.domains(hint)), argument
 
 
 def test_ranges_are_read_as_written():

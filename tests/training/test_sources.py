@@ -12,11 +12,10 @@ import datasets
 import numpy as np
 import pytest
 import support
-
-from modalities import Audio, BadSample, Image, Text
-from training.errors import UserError
-from training.settings import Data
-from training.sources import fingerprint, load, split_called, splits_of
+from triptych.modalities import Audio, BadSample, Image, Text
+from triptych.training.errors import UserError
+from triptych.training.settings import Data
+from triptych.training.sources import fingerprint, load, split_called, splits_of
 
 
 @pytest.fixture(scope="module")
@@ -604,7 +603,7 @@ def test_what_data_is_does_not_depend_on_where_it_lies(tmp_path, monkeypatch):
 
 
 def test_show_says_how_a_source_is_read_and_trains_nothing(tmp_path, capsys, monkeypatch):
-    import train
+    from triptych import train
 
     write(
         tmp_path / "set",

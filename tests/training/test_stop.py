@@ -128,8 +128,8 @@ def test_a_checkpoint_by_time(data, tmp_path):
 
 def fail(argv: list[str], count: int) -> None:
     """The command line, of a program with a fault in its `count`th step."""
-    import train
-    from training.engine import Engine
+    from triptych import train
+    from triptych.training.engine import Engine
 
     original, calls = Engine.step, []
 

@@ -12,15 +12,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from encoders import Backbone, Embedding, pooled
-from encoders.positions import Positions
-from modalities import BadSample, Modality, View, ViewSpec
-from modalities.hashing import generator
-from objectives import Objective, collectives
-from objectives.heads import Head, MLPHead
-from objectives.teacher import Teacher
-from training import checkpoint
+from triptych.encoders import Backbone, Embedding, pooled
+from triptych.encoders.positions import Positions
+from triptych.modalities import BadSample, Modality, View, ViewSpec
+from triptych.modalities.hashing import generator
+from triptych.objectives import Objective, collectives
+from triptych.objectives.heads import Head, MLPHead
+from triptych.objectives.teacher import Teacher
+from triptych.training import checkpoint
 
 
 class Queued(Objective):
@@ -151,8 +150,8 @@ class Series(Modality):
 
 
 def register() -> None:
-    from modalities import MODALITIES
-    from objectives import OBJECTIVES
+    from triptych.modalities import MODALITIES
+    from triptych.objectives import OBJECTIVES
 
     MODALITIES["series"], OBJECTIVES["queued"] = Series, Queued
 
@@ -178,8 +177,8 @@ def command(folder, data, modality: str, objective: str, ranks: int, **more) -> 
 
 
 def run(argv: list[str], kill_at: int = 0) -> None:
-    import train
-    from training.engine import Engine
+    from triptych import train
+    from triptych.training.engine import Engine
 
     register()
     original, calls = Engine.step, []
@@ -202,8 +201,7 @@ def sources(tmp_path_factory):
     """Data of every modality, the toy's among them: one parquet file each."""
     import datasets
     import numpy as np
-
-    from modalities import MODALITIES
+    from triptych.modalities import MODALITIES
 
     folder, random = tmp_path_factory.mktemp("sources"), np.random.default_rng(0)
     for name in MODALITIES:
@@ -218,9 +216,9 @@ def sources(tmp_path_factory):
 
 def every_cell(folder: str, sources: str, share: int) -> list[str]:
     """Five steps of each shipped objective on the toy modality, and of the toy objective on each modality."""
-    import train
-    from modalities import MODALITIES
-    from objectives import OBJECTIVES
+    from triptych import train
+    from triptych.modalities import MODALITIES
+    from triptych.objectives import OBJECTIVES
 
     register()
     cells = [("series", o) for o in OBJECTIVES] + [(m, "queued") for m in MODALITIES if m != "series"]
@@ -263,8 +261,8 @@ def test_killed_and_resumed(launch, sources, tmp_path, ranks):
 
 def continued(argv: list[str]) -> tuple[dict, dict]:
     """Continue a run to its end; returns all tensors as they were right after the checkpoint was read."""
-    import train
-    from training.loop import Loop
+    from triptych import train
+    from triptych.training.loop import Loop
 
     register()
     held, original = {}, Loop._resume
@@ -306,7 +304,7 @@ def test_other_stage_and_other_ranks(launch, sources, tmp_path, first, then, opt
 
 
 def exported(run: str, to: str, weights: str) -> str:
-    import export
+    from triptych import export
 
     register()
     try:

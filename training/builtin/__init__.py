@@ -7,4 +7,4 @@ NAMES = ("digits", "tones", "docstrings")
 
 def builtin(name: str):
     """The `datasets.DatasetDict` (train, test) of that name. One file a set, with one function, both named after it."""
-    return getattr(importlib.import_module(f"training.builtin.{name}"), name)()
+    return getattr(importlib.import_module(f"triptych.training.builtin.{name}"), name)()
