@@ -25,6 +25,7 @@ from transformers import (
     ViTModel,
     pipeline,
 )
+from triptych import export as module
 from triptych.evaluation.card import is_hub_id
 from triptych.evaluation.features import extract
 from triptych.export import export
@@ -33,8 +34,6 @@ from triptych.objectives import OBJECTIVES
 from triptych.training.errors import UserError
 from triptych.training.settings import Data
 from triptych.training.sources import load
-
-import export as module
 
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 SQUARE = {"image_size": 16, "patch_size": 4, "channels": 3}

@@ -19,8 +19,7 @@ import torch
 from finished import finished
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
-
-import export as module
+from triptych import export as module
 
 WRITE, READ = "hf_write", "hf_read"
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}

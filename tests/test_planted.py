@@ -62,5 +62,6 @@ def test_a_planted_change_turns_a_test_red(name, tmp_path):
     assert good in text, f"{file} has no {good!r} any more: plant this change elsewhere"
     (copy / file).write_text(text.replace(good, bad))
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests]
-    ran = subprocess.run(command, cwd=copy, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     assert ran.returncode == 1 and "AssertionError" in ran.stdout, ran.stdout[-2000:]

@@ -71,7 +71,6 @@ WAYS = {
     "torchrun, TERM": (TORCHRUN, signal.SIGTERM, False, 1),
     "torchrun, TERM to the group": (TORCHRUN, signal.SIGTERM, True, 1),
     "torchrun, Ctrl-C": (TORCHRUN, signal.SIGINT, True, 1),
-    "torchrun, USR1 passed on": (TORCHRUN, signal.SIGUSR1, False, 1),
     "deepspeed, TERM to the group": ([*DEEPSPEED, "29871"], signal.SIGTERM, True, None),
 }
 QUICK = ("alone, TERM", "alone, USR1, to the group")
