@@ -1,4 +1,4 @@
-"""Ten random kills, as `benchmarks/kills.py` makes a hundred: each run ends bit for bit where an undisturbed one does."""
+"""Ten random kills, as `benchmarks/kills.py` makes a hundred: each run ends bit for bit as an undisturbed one."""
 
 import runpy
 
