@@ -46,6 +46,7 @@ def export(
         UserError: for what the user can mend; nothing is left half-written.
     """
     import torch
+
     from triptych.encoders.native import family_of
     from triptych.evaluation.load import backbone_of, from_run
 

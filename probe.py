@@ -54,6 +54,7 @@ def probe(
 
     import numpy as np
     import torch
+
     from triptych.evaluation.features import extract
     from triptych.evaluation.labels import number, splits
     from triptych.evaluation.load import from_run, published

@@ -82,6 +82,7 @@ def rows_of(config, modality_name: str, modality, data: Path, work: Path):
     import dataclasses
 
     import numpy as np
+
     from triptych.training.sources import load
 
     source, *_ = DATA[modality_name]
@@ -149,6 +150,7 @@ def budgets(make, train, y, test, test_y, modality: str) -> dict[str, list[float
 def probed(backbone, train, y, test, test_y) -> dict[str, list[float]]:
     """Linear probe over draws of nine tenths of the labels, by pooling."""
     import numpy as np
+
     from triptych.evaluation.features import extract
     from triptych.evaluation.probes import linear
 
@@ -188,6 +190,7 @@ def reference(name: str, modality: str, arguments) -> dict:
 def plain(modality: str, train, y, test, test_y) -> float:
     """Pixels, log-mel mean and deviation, or TF-IDF, under the same probe."""
     import numpy as np
+
     from triptych.evaluation.probes import linear, plain_features
 
     if modality == "text":

@@ -174,6 +174,7 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
     """ViTMAEForPreTraining of the same sizes on the same batches, masks, optimizer and schedule."""
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
     from triptych.objectives import masking
     from triptych.training.command_line import read
     from triptych.training.engine import learning_rate, parameter_groups, warmup_of

@@ -83,6 +83,7 @@ def environment(threads: int) -> dict[str, str]:
 def judged(args, run: Path):
     """Accuracy of untrained, start and continued encoder, and the paired gain of the last over the start."""
     import torch
+
     from triptych.evaluation.features import extract
     from triptych.evaluation.labels import number, splits
     from triptych.evaluation.load import from_run, published
@@ -123,6 +124,7 @@ def similarity(backbone, folder: Path) -> float:
     """Spearman's correlation (times 100) of cosines with human scores: pairs that the encoder never saw."""
     import numpy as np
     from scipy.stats import spearmanr
+
     from triptych.evaluation.features import extract
     from triptych.training.settings import Data
     from triptych.training.sources import load

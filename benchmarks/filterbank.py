@@ -11,6 +11,7 @@ import time
 import numpy as np
 import torch
 from jsonargparse import auto_cli
+
 from triptych.modalities.audio import Audio, padded
 from triptych.modalities.audio_file import RATE
 

@@ -11,6 +11,7 @@ import statistics
 import time
 
 import torch
+
 from triptych.training.engine import keep_memory
 
 BATCH, SIZE, PATCH, WIDTH, DEPTH, HEADS, DECODER = 16, 224, 16, 384, 12, 6, (192, 4, 3)

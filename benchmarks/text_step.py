@@ -15,6 +15,7 @@ import time
 
 import datasets
 import torch
+
 from triptych.encoders.native import FAMILIES, make  # noqa: E402
 from triptych.modalities import Text  # noqa: E402
 from triptych.objectives import Masked, masking  # noqa: E402

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
 from triptych.encoders.embeddings import Embedding
 from triptych.encoders.encoder import Encoder
 from triptych.modalities.base import Modality

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from triptych.encoders.encoder import ACTIVATIONS, Architecture
 from triptych.encoders.positions import Positions
 from triptych.modalities import Grid, Modality, Text, View

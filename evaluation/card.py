@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import yaml
+
 from triptych.encoders.native import FAMILIES
 from triptych.modalities.image_processor import resized_extent
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
 from triptych.encoders.backbone import Backbone
 from triptych.modalities import BadSample
 from triptych.training.loader import as_it_is, name_of

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
 from triptych.encoders.backbone import Backbone, pool
 from triptych.modalities import ViewSpec
 from triptych.modalities.hashing import mix

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+
 from triptych.training.errors import UserError, one_line
 from triptych.training.sources import Rows, load, split_called, splits_of
 

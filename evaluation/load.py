@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.native import Native
 from triptych.training import checkpoint
@@ -24,9 +25,10 @@ def from_run(folder: str | Path) -> tuple[Config, object, Path]:
     if (folder / "model.safetensors").is_file() and (folder / "state.json").is_file():
         found = folder if checkpoint.damage(folder) is None else None
     else:
-        found = checkpoint.best(folder) or checkpoint.newest(folder)
-        if found is not None and (folder / checkpoint.BEST).is_file():
+        if (found := checkpoint.best(folder)) is not None:
             print(f"{found}: the best by the run's own probe (keep best)")
+        else:
+            found = checkpoint.newest(folder)
     if found is None:
         raise UserError(f"{folder} holds no whole checkpoint; train first: python train.py --output_dir {folder} ...")
     config = read(load_yaml(found / "config.yaml"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from triptych.encoders.backbone import Backbone
 from triptych.evaluation.features import extract
 from triptych.evaluation.labels import number, splits

@@ -85,6 +85,7 @@ def score(hits: np.ndarray, other: np.ndarray | None = None) -> Score:
 def plain_features(rows) -> np.ndarray:
     """What the data gives without any encoder: `[n, values]` of the modality's evaluation view."""
     import torch
+
     from triptych.modalities import EVALUATION
     from triptych.training.loader import Samples
 

@@ -43,6 +43,7 @@ def main(modality: str = "image", work: Path = ROOT / "runs", **changes) -> None
 
     import numpy as np
     import transformers
+
     from triptych.evaluation.probes import draw, linear
     from triptych.training.builtin import builtin
 

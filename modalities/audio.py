@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
+
 from triptych.modalities.audio_file import FRAME, RATE, Clip
 from triptych.modalities.base import BadSample, Grid, bytes_or_path
 from triptych.modalities.domains import Each, NotNegative, Part, Positive, Probability, Within

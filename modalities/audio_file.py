@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+
 from triptych.modalities.base import BadSample
 
 RATE = 16_000  # samples a second, of all that follows decoding

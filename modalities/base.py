@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
 from triptych.modalities.view import EVALUATION, View, ViewSpec
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+
 from triptych.modalities.base import BadSample, Grid, bytes_or_path
 from triptych.modalities.domains import Count, Each, NotNegative, Number, Part, Probability, Within
 from triptych.modalities.hashing import generator

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
 from triptych.modalities.base import BadSample, Modality
 from triptych.modalities.domains import Count, Part, Within
 from triptych.modalities.hashing import generator, mix, uniform

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
 from triptych.modalities.hashing import mix
 
 REPEAT = 0x4E9E  # keeps the seeds of a view's repetitions apart from what else a seed is used for

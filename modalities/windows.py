@@ -3,6 +3,7 @@
 from itertools import chain
 
 import numpy as np
+
 from triptych.modalities.tokenizer import FORMAT, clean
 
 

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+
 from triptych.encoders.backbone import Backbone
 from triptych.modalities.view import View, ViewSpec
 

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
 from triptych.encoders.backbone import Backbone, pooled
 from triptych.modalities.domains import Positive, Scale
 from triptych.modalities.precision import product

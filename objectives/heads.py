@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
 from triptych.modalities.domains import Count, Number
 from triptych.objectives import collectives
 

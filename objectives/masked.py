@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
 from triptych.encoders.backbone import Backbone, pool_pieces
 from triptych.encoders.encoder import Architecture, Encoder
 from triptych.modalities.base import Modality

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
 from triptych.modalities.domains import Count, Share
 from triptych.modalities.hashing import MASK, mix
 from triptych.modalities.view import View

@@ -5,6 +5,7 @@ from typing import Any
 
 import support
 import torch
+
 from triptych.training import checkpoint
 
 

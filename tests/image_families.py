@@ -2,6 +2,7 @@
 
 import torch
 import transformers
+
 from triptych.encoders.native import make, start_from
 from triptych.modalities import Image, View
 from triptych.modalities.domains import build

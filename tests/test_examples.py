@@ -13,6 +13,7 @@ import soundfile
 import support
 from finished import finished
 from PIL import Image
+
 from triptych.export import export
 
 EXAMPLES = support.ROOT / "examples"

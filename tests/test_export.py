@@ -25,6 +25,7 @@ from transformers import (
     ViTModel,
     pipeline,
 )
+
 from triptych import export as module
 from triptych.evaluation.card import is_hub_id
 from triptych.evaluation.features import extract

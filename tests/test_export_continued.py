@@ -9,6 +9,7 @@ import torch
 import transformers
 from image_families import CASES, ours, pixels_of, published, worst
 from PIL import Image as pillow
+
 from triptych.encoders.native import start_from
 from triptych.export import export
 from triptych.training import checkpoint

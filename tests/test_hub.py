@@ -19,6 +19,7 @@ import torch
 from finished import finished
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
+
 from triptych import export as module
 
 WRITE, READ = "hf_write", "hf_read"

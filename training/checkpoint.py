@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from torch import Tensor
+
 from triptych.training.errors import UserError, one_line
 from triptych.training.ranks import Team
 

@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
+
 from triptych.encoders import EncoderSettings
 from triptych.modalities import MODALITIES
 from triptych.objectives import OBJECTIVES

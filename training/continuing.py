@@ -5,6 +5,7 @@ says goes into the trunk. So the head learns first, the last blocks move, and th
 """
 
 from torch import nn
+
 from triptych.training.errors import UserError
 from triptych.training.settings import Run
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+
 from triptych.encoders import Encoder
 from triptych.modalities.precision import allow_tf32
 from triptych.training.errors import UserError

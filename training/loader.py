@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
 from triptych.modalities import BadSample, Modality, ViewSpec
 from triptych.modalities.hashing import mix, uniform
 from triptych.training.errors import UserError

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+
 from triptych.modalities.hashing import mix
 from triptych.objectives import Objective, Progress
 from triptych.training import checkpoint

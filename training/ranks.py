@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
 from triptych.training.errors import Told, UserError, explain
 
 Made = TypeVar("Made")

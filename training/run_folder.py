@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from triptych.training import checkpoint
 from triptych.training.errors import UserError, one_line
 from triptych.training.settings import Config, differences

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from unittest import mock
 
 import torch
+
 from triptych.encoders import Backbone, Encoder, EncoderSettings, GridEmbedding, Pooling
 from triptych.encoders.encoder import PRESETS
 from triptych.encoders.native import family_of, make

@@ -18,6 +18,7 @@ from typing import Any
 from unicodedata import normalize
 
 import numpy as np
+
 from triptych.modalities import MODALITIES, BadSample, Modality
 from triptych.modalities.base import bytes_or_path
 from triptych.training.builtin import NAMES, builtin

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+
 from triptych.encoders import Backbone
 from triptych.encoders.native import Family, Native, Start, family_of, start_from
 from triptych.modalities import MODALITIES
@@ -53,7 +54,7 @@ def find(source: str, modality: str, revision: str | None = None) -> Start | Run
     """The start that `init_from` names."""
     folder = Path(source)
     if not (folder / "config.yaml").is_file():
-        return start_from(source, modality, **({"revision": revision} if revision else {}))
+        return start_from(source, modality, revision)
     found = folder if (folder / "state.json").is_file() else checkpoint.newest(folder)
     if found is None:
         raise UserError(f"init_from {source}: that run has no whole checkpoint")

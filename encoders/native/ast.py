@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.embeddings import GridEmbedding, GridVariant
 from triptych.encoders.native.base import Family, Start, base_prefix, fields_of, from_pretrained, native_of, require

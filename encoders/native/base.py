@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
 from triptych.encoders.backbone import Backbone, Pooling
 from triptych.encoders.embeddings import Embedding
 from triptych.encoders.encoder import PRESETS, Architecture

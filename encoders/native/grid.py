@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.embeddings import GridEmbedding, GridVariant
 from triptych.encoders.encoder import BIASES, Architecture

@@ -6,6 +6,7 @@ Its head, an attention that pools, is not trained here and goes out as it came i
 from typing import Any
 
 from torch import Tensor
+
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.embeddings import GridVariant
 from triptych.encoders.encoder import BIASES, Architecture

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
 from triptych.encoders.backbone import Backbone, Pooling
 from triptych.encoders.embeddings import LMHead, TokenEmbedding, TokenVariant
 from triptych.encoders.encoder import Architecture

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from einops import rearrange
 from torch import Tensor, nn
+
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.native.base import Pair, Start, copy_in, copy_out, leaves
 from triptych.encoders.native.grid import ImageFamily, within

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.native import FAMILIES, make, start_from
 from triptych.modalities.audio import Audio, padded

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from triptych.encoders import POOLINGS, pool, pooled
 from triptych.encoders.native import FAMILIES, make
 from triptych.modalities import Image, View, ViewSpec, stack

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn.attention import flex_attention
+
 from triptych.encoders import Architecture, Encoder, encoder
 
 

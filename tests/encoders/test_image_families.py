@@ -26,6 +26,7 @@ from image_families import (
 from PIL import Image as pillow
 from safetensors.torch import load_file
 from torch.nn import functional
+
 from triptych.encoders import backbone as backbones
 from triptych.encoders import embeddings, encoder, positions
 from triptych.encoders.native import FAMILIES, base, make, start_from

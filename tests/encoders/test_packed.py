@@ -6,6 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.attention import varlen
+
 from triptych.encoders import Architecture, Encoder, packed
 from triptych.modalities import MODALITIES
 from triptych.modalities.view import View

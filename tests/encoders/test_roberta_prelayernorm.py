@@ -14,6 +14,7 @@ from transformers import (
     RobertaPreLayerNormModel,
     pipeline,
 )
+
 from triptych.encoders.native import FAMILIES, make, start_from
 from triptych.modalities import EVALUATION, Text
 from triptych.objectives import MAE, Decoder, Masked, SimCLR, masking

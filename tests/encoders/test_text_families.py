@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForMaskedLM, AutoTokenizer
+
 from triptych.encoders import encoder as trunk
 from triptych.encoders.native import FAMILIES, make, start_from
 from triptych.modalities import EVALUATION, Text

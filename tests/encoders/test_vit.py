@@ -11,6 +11,7 @@ import yaml
 from finished import finished
 from PIL import Image as pillow
 from safetensors.torch import load_file, save_file
+
 from triptych.encoders.native import FAMILIES, make, start_from
 from triptych.export import export
 from triptych.modalities import EVALUATION, Image, View

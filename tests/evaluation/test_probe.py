@@ -11,6 +11,7 @@ import support
 import torch
 from finished import finished
 from PIL import Image
+
 from triptych import probe
 from triptych.encoders.backbone import pool
 from triptych.evaluation import probes

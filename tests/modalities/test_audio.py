@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from scipy import stats
 from support import encoded, tone
+
 from triptych.encoders.native import make
 from triptych.modalities import EVALUATION, ViewSpec
 from triptych.modalities.audio import Audio, filterbank, interpolated

@@ -10,6 +10,7 @@ import soundfile
 import torch
 import torchaudio
 from support import encoded, tone
+
 from triptych.modalities import EVALUATION, BadSample, ViewSpec
 from triptych.modalities.audio import Audio
 from triptych.modalities.audio_file import RATE, Clip

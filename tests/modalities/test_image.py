@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 from PIL import PngImagePlugin as png
+
 from triptych.modalities import BadSample, Image
 from triptych.modalities.image import small_jpeg
 

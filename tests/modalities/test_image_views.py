@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image as pillow
 from scipy import stats
+
 from triptych.modalities import Image, ViewSpec, image
 from triptych.modalities.hashing import generator
 from triptych.modalities.image import AUGMENTATIONS, Strong, crop, distort

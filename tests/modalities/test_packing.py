@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+
 from triptych.modalities.packing import _best_fit, pack, pack_fixed
 
 

@@ -6,6 +6,7 @@ import pytest
 import support
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
 from triptych.modalities import precision
 from triptych.modalities.audio import filterbank
 from triptych.objectives.contrastive import nt_xent_loss

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 from support import NOUNS, sentences
+
 from triptych.encoders.native import make
 from triptych.modalities import EVALUATION, BadSample, Text, View, ViewSpec
 from triptych.modalities.text import half, span

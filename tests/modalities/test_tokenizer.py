@@ -11,6 +11,7 @@ import torch
 from support import NOUNS, VERBS, sentences
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
 from triptych.encoders.native import make
 from triptych.modalities import Text
 from triptych.modalities.tokenizer import clean

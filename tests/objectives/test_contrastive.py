@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from triptych.encoders.native import make
 from triptych.modalities import Image, View
 from triptych.objectives import Head, SimCLR

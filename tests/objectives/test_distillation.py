@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+
 from triptych.encoders.native import make
 from triptych.modalities import Image, View
 from triptych.objectives import BYOL, Head, Progress

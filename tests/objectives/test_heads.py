@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+
 from triptych.objectives.heads import BatchNorm, Head, MLPHead
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import nested
 from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
+
 from triptych.encoders.native import make, start_from
 from triptych.modalities import Audio, Image, View
 from triptych.modalities.domains import build

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+
 from triptych.modalities import View
 from triptych.objectives import masking
 

@@ -14,6 +14,7 @@ import pytest
 import support
 import torch
 from PIL import Image as pillow
+
 from triptych import train
 from triptych.modalities import BadSample, Image
 from triptych.training import checkpoint, engine

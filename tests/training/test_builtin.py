@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import soundfile
+
 from triptych.training.builtin.docstrings import docstrings, prose
 from triptych.training.builtin.tones import TIMBRES, split
 

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import support
 import yaml
+
 from triptych.modalities import MODALITIES
 from triptych.objectives import OBJECTIVES
 from triptych.training.command_line import from_command_line, read, schema

@@ -7,6 +7,7 @@ import support
 import torch
 import yaml
 from safetensors.torch import load_file
+
 from triptych.training import checkpoint
 from triptych.training.command_line import read
 from triptych.training.continuing import restrain

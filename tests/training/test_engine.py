@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
 from triptych import train
 from triptych.modalities import MODALITIES, View
 from triptych.objectives import OBJECTIVES, Progress
@@ -222,6 +223,7 @@ def test_what_zero3_cannot_do_is_refused(deepspeed, options, says):
 
 def agreed(steps: int) -> list:
     import torch.distributed as dist
+
     from triptych.training import engine as engines
 
     engines.start(support.config("image", "mae", "unused").run)
@@ -350,6 +352,7 @@ def test_what_the_optimizer_does_not_move_stays_when_the_step_was_left_out(objec
 
 def gathered(rows: int) -> list:
     import torch.distributed as dist
+
     from triptych.objectives import collectives
     from triptych.training import engine as engines
 

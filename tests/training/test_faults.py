@@ -3,6 +3,7 @@
 import faults
 import pytest
 import support
+
 from triptych import export, probe, train
 from triptych.training.errors import UserError
 

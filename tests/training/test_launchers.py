@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import support
+
 from triptych.training.errors import UserError
 from triptych.training.ranks import announce
 
@@ -83,6 +84,7 @@ def test_torchrun_within_srun_is_torchruns():
 
 def first_decides(folder: str) -> list:
     import torch.distributed as dist
+
     from triptych.training import engine
     from triptych.training.errors import Told
     from triptych.training.ranks import Team

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import support
 import torch
+
 from triptych.modalities import Audio, Image, ViewSpec
 from triptych.training.errors import UserError
 from triptych.training.loader import Order, Samples, held_out, loader

@@ -3,6 +3,7 @@
 import pytest
 import support
 import torch
+
 from triptych.training.monitor import Monitor, collapse_figures
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.func import functional_call
+
 from triptych.modalities import MODALITIES
 from triptych.objectives import OBJECTIVES, Progress
 from triptych.objectives.contrastive import nt_xent_loss
@@ -41,6 +42,7 @@ def make_loop(modality: str, objective: str, folder, micro_batch: int, stage: in
 def run_steps(loop, steps: int) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
     """Losses of the joined batch, and each step's full gradients as the optimizer gets them."""
     from deepspeed.utils import safe_get_full_grad
+
     from triptych.training.monitor import Monitor
 
     gradients, engine, accumulation = [], loop.engine, loop.run.gradient_accumulation_steps

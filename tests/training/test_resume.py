@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import support
+
 from triptych.training import checkpoint
 from triptych.training.errors import UserError
 

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import support
+
 from triptych.training import log, run_folder
 from triptych.training.errors import UserError
 from triptych.training.run_folder import RunFolder

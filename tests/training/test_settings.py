@@ -6,8 +6,9 @@ import types
 from typing import Literal
 
 import pytest
-import triptych.modalities.domains
 import yaml
+
+import triptych.modalities.domains
 from triptych.modalities import MODALITIES
 from triptych.modalities.domains import Each, Probability, Scale, Share, Within, build, defaults
 from triptych.objectives import OBJECTIVES, Objective

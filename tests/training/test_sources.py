@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import support
+
 from triptych.modalities import Audio, BadSample, Image, Text
 from triptych.training.errors import UserError
 from triptych.training.settings import Data

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from triptych.encoders import Backbone, Embedding, pooled
 from triptych.encoders.positions import Positions
 from triptych.modalities import BadSample, Modality, View, ViewSpec
@@ -201,6 +202,7 @@ def sources(tmp_path_factory):
     """Data of every modality, the toy's among them: one parquet file each."""
     import datasets
     import numpy as np
+
     from triptych.modalities import MODALITIES
 
     folder, random = tmp_path_factory.mktemp("sources"), np.random.default_rng(0)
