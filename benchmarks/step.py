@@ -1,9 +1,12 @@
-"""How fast is a step? Ours beside ViTMAEForPreTraining, alternately in one run; then what the engine costs.
+"""How fast is a step? Ours beside the native class, alternately in one run; then what the engine costs.
 
-    python benchmarks/step.py [--threads 2] [--rounds 7] [--compile]
+    python benchmarks/step.py [--threads 2] [--rounds 7] [--compile]    # MAE beside ViTMAEForPreTraining
+    python benchmarks/step.py --simclr                                  # SimCLR of DINOv2-S/14 beside Dinov2Model
+    python benchmarks/step.py --engine                                  # the engine over a bare loop, ZeRO-0 to 3
 
-ViT-S/16 at 224, batch 16, decoder 192×4, float32. Prints medians and their ratios, the share of the machine's measured
-matmul peak, the engine's cost over a bare loop at ZeRO-0 to 3 in a world of one.
+MAE: ViT-S/16 at 224, batch 16, decoder 192×4. SimCLR: two views of 4 pictures at 224, head 384-512-128, the peer's
+objective written plainly. All float32. Prints medians and their ratios; of MAE the share of the machine's measured
+matmul peak as well.
 """
 
 import argparse
@@ -11,7 +14,10 @@ import statistics
 import time
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
+from triptych.modalities.view import View
 from triptych.training.engine import keep_memory
 
 BATCH, SIZE, PATCH, WIDTH, DEPTH, HEADS, DECODER = 16, 224, 16, 384, 12, 6, (192, 4, 3)
@@ -104,12 +110,46 @@ PICTURES = inputs()
 
 
 def loss_of(model):
-    raw = {"data": PICTURES, "seed": torch.arange(BATCH)}
-    return model([model.backbone.modality.prepare(raw)])["loss"]
+    return model([model.backbone.modality.prepare(View(PICTURES, torch.arange(BATCH)))])["loss"]
 
 
 def peer_loss(model):
     return model(PICTURES.float() / 127.5 - 1).loss
+
+
+def simclr_steps() -> dict:
+    """One step of SimCLR on two views of four pictures: ours, and the native class with the paper's loss."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    from triptych.encoders.native import make
+    from triptych.modalities import Image
+    from triptych.objectives import Head, SimCLR
+
+    torch.manual_seed(0)
+    pictures = PICTURES[: BATCH // 2].unflatten(0, (2, -1))
+    seeds = torch.arange(pictures.shape[1])
+    backbone = make(Image(SIZE, 14), "dinov2", width=WIDTH, depth=DEPTH, heads=HEADS)
+    model = SimCLR(backbone, head=Head(512, 128))
+    native = Dinov2Model(
+        Dinov2Config(
+            hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, image_size=SIZE, patch_size=14
+        )
+    )
+    head = nn.Sequential(
+        nn.Linear(WIDTH, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 128)
+    )  # fmt: skip
+    peer = nn.ModuleList([native, head]).train()
+
+    def ours(model):
+        return model([model.backbone.modality.prepare(View(p, seeds, identity=seeds)) for p in pictures])["loss"]
+
+    def plain(peer):
+        pixels = pictures.flatten(0, 1).float() / 127.5 - 1
+        z = F.normalize(peer[1](peer[0](pixels).pooler_output), dim=-1)
+        logits = (z @ z.T / 0.1).fill_diagonal_(-torch.inf)
+        return F.cross_entropy(logits, torch.arange(len(z)).roll(len(z) // 2))
+
+    return {"ours": stepper(model, ours), "Dinov2Model": stepper(peer, plain)}
 
 
 def engine_cost(rounds: int) -> None:
@@ -135,7 +175,7 @@ def engine_cost(rounds: int) -> None:
         modality = objective.backbone.modality
 
         def engine_step(engine=engine, modality=modality):
-            views = [modality.prepare({"data": PICTURES, "seed": torch.arange(BATCH)})]
+            views = [modality.prepare(View(PICTURES, torch.arange(BATCH)))]
             engine.backward(engine.forward(views)["loss"])
             engine.step(1e-4)
 
@@ -151,11 +191,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--engine", action="store_true", help="measure only the engine's cost")
+    parser.add_argument("--simclr", action="store_true", help="SimCLR of DINOv2-S/14 instead of MAE of ViT-S/16")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_memory()  # for all, as the engine does
     if arguments.engine:
         return engine_cost(arguments.rounds)
+    if arguments.simclr:
+        seconds = alternate(simclr_steps(), arguments.rounds)
+        print("| step | ms | against Dinov2Model |\n|---|---|---|")
+        for name, value in seconds.items():
+            print(f"| {name} | {value * 1e3:.0f} | {seconds['Dinov2Model'] / value:.2f}× |")
+        return
     steps = {"eager": stepper(ours(), loss_of), "ViTMAE eager": stepper(theirs(), peer_loss)}
     if arguments.compile:
         compiled = ours()

@@ -2,8 +2,9 @@
 
     python benchmarks/text_step.py ../shared/data/ag_news/train.parquet
 
-Peers: `RobertaPreLayerNormForMaskedLM` with every text padded to 128 tokens, and with each batch padded to its own
-longest text. All three do the same step (forward, backward, AdamW) on the same texts in turn, batch after batch, so
+Peers: the class of `--family` for masked words (`RobertaPreLayerNormForMaskedLM`, or `BertForMaskedLM` with `bert`),
+with every text padded to 128 tokens, and with each batch padded to its own longest text. All three do the same step
+(forward, backward, AdamW) on the same texts in turn, batch after batch, so
 that a change of the machine's load falls on all of them. The same tokens are hidden. With `--compile`, ours compiled
 as well, in rows of 256 tokens and in rows as they fill best; the first eight steps of each are left out, in which it
 compiles (minutes).
@@ -16,15 +17,17 @@ import time
 import datasets
 import torch
 
-from triptych.encoders.native import FAMILIES, make  # noqa: E402
-from triptych.modalities import Text  # noqa: E402
-from triptych.objectives import Masked, masking  # noqa: E402
+from triptych.encoders.native import FAMILIES, make
+from triptych.modalities import Text
+from triptych.modalities.view import View
+from triptych.objectives import Masked, masking
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="a parquet file with a column of text")
     parser.add_argument("--column", default="text")
+    parser.add_argument("--family", default="roberta-prelayernorm", help="whose class for masked words is the peer")
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--heads", type=int, default=6)
@@ -42,8 +45,8 @@ def main() -> None:
     text = Text(vocab_size=args.vocab_size, max_length=args.max_length)
     text.fit(rows, args.column)
     samples = text.samples(rows, args.column)
-    objective = Masked(make(text, width=args.width, depth=args.depth, heads=args.heads))
-    native = FAMILIES["roberta-prelayernorm"].export(objective.backbone, objective.head).train()
+    objective = Masked(make(text, args.family, width=args.width, depth=args.depth, heads=args.heads))
+    native = FAMILIES[args.family].export(objective.backbone, objective.head).train()
     optimizers = {m: torch.optim.AdamW(m.parameters(), 1e-4) for m in (objective, native)}
     compiled = torch.compile(objective)
     optimizers[compiled] = optimizers[objective]
@@ -61,7 +64,7 @@ def main() -> None:
 
     def ours(batch, seed, model=objective, row_length=None):
         text.row_length = row_length
-        view = text.collate(batch, seed)
+        view = text.prepare(text.collate(batch, seed))
         filling[row_length].append(sum(len(s["data"]) + 1 for s in batch) / tokens_of(view))
         step(model, model([view])["loss"])
 
@@ -72,7 +75,7 @@ def main() -> None:
         for i, sample in enumerate(batch):
             ids[i, 1 : 1 + len(sample["data"])] = sample["data"]
         position = torch.arange(length)[None, :, None].expand(len(batch), -1, -1)
-        view = {"data": ids, "position": position, "seed": seed}
+        view = View(ids, seed, position, ordinary=~text.special[ids])
         chosen = masking.hide(view, objective.mask.ratio, "random", 3, text.hideable(view))
         data, hide = text.corrupt(ids, chosen, masking.random(view, 3))
         output = native(
