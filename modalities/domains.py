@@ -49,6 +49,7 @@ Positive = Annotated[float, Within("(0, inf)")]
 NotNegative = Annotated[float, Within("[0, inf)")]
 Probability = Annotated[float, Within("[0, 1]")]
 Part = Annotated[float, Within("[0, 1)")]  # never the whole
+Fraction = Annotated[float, Within("(0, 1]")]  # also the whole
 Share = Annotated[float, Within("(0, 1)")]  # neither none nor the whole
 Scale = Annotated[tuple[float, float], Within("(0, 1]")]  # smallest and largest
 

@@ -36,7 +36,7 @@ class Text(Modality):
             fills them best.
         whole_words: masked objectives hide whole words.
         augmentation: strong views: `split` gives each token to one of two disjoint views (`scale` is not used); `span`
-            keeps a random run of words, of a length in `scale`.
+            keeps a random run of words, of a length in `scale`. Smaller views are shorter runs, of halves too.
         deletion: probability with which a strong view leaves out each of its tokens.
         token_types: rows of the token type table, of which the first is used. Default: the family's.
         tokenizer_revision: branch, tag or commit of a tokenizer on the hub.
@@ -157,8 +157,11 @@ class Text(Modality):
         kept = np.arange(len(ids))
         if spec.strength == "strong" and self.augmentation == "split":
             kept = kept[half(len(ids), spec.index % 2, generator(seed, spec.index // 2, SPLIT))]
-        elif spec.strength != "none" and tuple(spec.scale) != (1.0, 1.0):
-            kept = span(starts, spec.scale, generator(seed, spec.index, SPAN))
+            if spec.size < 1:
+                kept = kept[span(starts[kept], (spec.size, spec.size), generator(seed, spec.index, SPAN))]
+        elif spec.strength != "none" and (tuple(spec.scale) != (1.0, 1.0) or spec.size < 1):
+            scale = tuple(min(part, spec.size) for part in spec.scale)
+            kept = span(starts, scale, generator(seed, spec.index, SPAN))
         if spec.strength == "strong" and self.deletion:
             draw = generator(seed, spec.index, DELETE).random(len(kept))
             kept = kept[(draw >= self.deletion) | (draw == draw.max())]

@@ -2,6 +2,7 @@
 
 from triptych.objectives.base import Objective, Progress
 from triptych.objectives.contrastive import SimCLR
+from triptych.objectives.crops import Crops
 from triptych.objectives.distillation import BYOL
 from triptych.objectives.heads import Head
 from triptych.objectives.masked import MAE, Decoder, Masked
@@ -18,6 +19,7 @@ __all__ = [
     "BYOL",
     "MAE",
     "OBJECTIVES",
+    "Crops",
     "Decoder",
     "Head",
     "Mask",
