@@ -38,11 +38,11 @@ def from_run(folder: str | Path) -> tuple[Config, object, Path]:
     objective.backbone.native = Native.load(found / "native")
     weights, held = load_file(found / "model.safetensors"), dict(objective.named_parameters())
     held |= dict(objective.named_buffers())
-    if held.keys() != weights.keys():
+    if (names := checkpoint.names(objective, weights)) is None:
         raise UserError(f"{found}: its tensors are not those of objective {config.objective['name']}")
     with torch.no_grad():
         for name, tensor in held.items():
-            tensor.copy_(weights[name])
+            tensor.copy_(weights[names[name]])
     return config, objective.eval(), found
 
 

@@ -3,9 +3,10 @@
 from triptych.objectives.base import Objective, Progress
 from triptych.objectives.contrastive import SimCLR
 from triptych.objectives.crops import Crops
+from triptych.objectives.decoding import Decoder, Predictor
 from triptych.objectives.distillation import BYOL
 from triptych.objectives.heads import Head
-from triptych.objectives.masked import MAE, Decoder, Masked
+from triptych.objectives.masked import MAE, Masked
 from triptych.objectives.masking import Mask
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -25,6 +26,7 @@ __all__ = [
     "Mask",
     "Masked",
     "Objective",
+    "Predictor",
     "Progress",
     "SimCLR",
 ]

@@ -42,6 +42,8 @@ class Objective(nn.Module):
     """
 
     extras: ClassVar[tuple[str, ...]] = ()
+    # Beginnings of names of tensors, and what these were in checkpoints of earlier versions.
+    earlier: ClassVar[dict[str, str]] = {}
     # True if a sample's loss depends on the others of its global micro-batch, so that accumulation changes the loss.
     compares: bool = False
 

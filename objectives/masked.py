@@ -1,43 +1,18 @@
 """Masked prediction, in its two ways: drop pieces and decode them (MAE), or hide their content (BERT, SimMIM)."""
 
-from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych.encoders.backbone import Backbone, pool_pieces
-from triptych.encoders.encoder import Architecture, Encoder
 from triptych.modalities.base import Modality
-from triptych.modalities.domains import Count, Scale
+from triptych.modalities.domains import Scale
 from triptych.modalities.view import View, ViewSpec
 from triptych.objectives import collectives, masking
 from triptych.objectives.base import Batch, Objective
+from triptych.objectives.decoding import Decoder, Predictor
 from triptych.objectives.masking import Mask
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """A light decoder.
-
-    Args:
-        width: width of its tokens.
-        depth: number of blocks.
-        heads: attention heads. Default: one for each 64 of width.
-    """
-
-    width: Count = 192
-    depth: Count = 4
-    heads: Count | None = None
-
-    def __post_init__(self):
-        if self.width % self.number:
-            raise ValueError(f"objective.decoder.width {self.width} is not a multiple of its heads, {self.number}")
-
-    @property
-    def number(self) -> int:
-        """Attention heads."""
-        return self.heads or max(1, self.width // 64)
 
 
 class MAE(Objective):
@@ -53,6 +28,8 @@ class MAE(Objective):
         scale: smallest and largest fraction of a sample that its view keeps.
     """
 
+    earlier: ClassVar = {"decoder.encoder.": "decoder.", "decoder.": ""}
+
     def __init__(
         self,
         backbone: Backbone,
@@ -62,26 +39,8 @@ class MAE(Objective):
     ):
         super().__init__(backbone, (ViewSpec(scale=scale),))
         self.mask = mask
-        trunk = backbone.encoder.architecture
-        self.embed = nn.Linear(trunk.width, decoder.width)
-        self.hidden = nn.Parameter(torch.empty(decoder.width))
-        self.places = backbone.embedding.places(decoder.width)
-        self.decoder = Encoder(
-            Architecture(
-                decoder.width,
-                decoder.depth,
-                decoder.number,
-                hidden=round(trunk.hidden / trunk.width * decoder.width),
-                eps=trunk.eps,
-            )
-        )
+        self.decoder = Predictor(backbone, decoder)
         self.predict = backbone.embedding.head(decoder.width)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.embed.weight)
-        nn.init.zeros_(self.embed.bias)
-        nn.init.normal_(self.hidden, std=0.02)
 
     def forward(self, views: Batch) -> dict[str, Tensor]:
         view, modality = views[0], self.backbone.modality
@@ -91,24 +50,12 @@ class MAE(Objective):
         kept, dropped = view.keep(kept_index, kept_valid), view.keep(dropped_index, dropped_valid)
 
         encoded = self.backbone.encode(kept)
-        guess = self.predict(self.decode(encoded, kept, dropped))
+        guess = self.predict(self.decoder(encoded, kept, dropped))
 
         target = modality.hideable(dropped)
         if dropped.segment is not None:
             target = dropped_valid if target is None else dropped_valid & target
         return {"loss": mean_error(modality, guess, dropped, target), "features": pool_pieces(encoded, kept).detach()}
-
-    def decode(self, encoded, kept: View, dropped: View) -> Tensor:
-        """Decoded tokens `[r h d]` of the dropped pieces, from leads, kept pieces and places."""
-        leads, pieces = self.embed(encoded.leads.flatten(1, 2)), self.embed(encoded.pieces)
-        pieces = pieces + self.places(kept.position, kept.grid)
-        holes = (self.hidden + self.places(dropped.position, dropped.grid)).to(pieces.dtype)
-        tokens, segment = torch.cat([leads, pieces, holes], dim=1), None
-        _, samples, each, _ = encoded.leads.shape
-        if kept.segment is not None:
-            of_leads = kept.samples.repeat_interleave(each, dim=1)
-            segment = torch.cat([of_leads, kept.segment, dropped.segment], dim=1)
-        return self.decoder(tokens, segment, wanted=holes.shape[1], samples=samples)
 
 
 class Masked(Objective):

@@ -18,15 +18,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from triptych.training.errors import UserError, one_line
 from triptych.training.ranks import Team
@@ -201,6 +202,20 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, 
 
     state = json.loads((folder / "state.json").read_text())
     return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state
+
+
+def names(module: nn.Module, stored: Iterable[str]) -> dict[str, str] | None:
+    """What each parameter and buffer of an objective is called in a checkpoint, which may be of an earlier version.
+
+    None if the checkpoint's tensors are not this objective's.
+    """
+    stored, earlier = set(stored), getattr(module, "earlier", {})
+    made = {}
+    for name in chain(dict(module.named_parameters()), dict(module.named_buffers())):
+        made[name] = name
+        if name not in stored and (new := next(filter(name.startswith, earlier), None)) is not None:
+            made[name] = earlier[new] + name.removeprefix(new)
+    return made if set(made.values()) == stored else None
 
 
 class Shared(Mapping):

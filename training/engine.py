@@ -19,6 +19,7 @@ from torch import nn
 
 from triptych.encoders import Encoder
 from triptych.modalities.precision import allow_tf32
+from triptych.training import checkpoint
 from triptych.training.errors import UserError
 from triptych.training.settings import Run
 
@@ -397,12 +398,12 @@ class Engine:
 
         self._link_moments()
         expected = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        if expected.keys() != weights.keys():
+        if (names := checkpoint.names(self.module, weights)) is None:
             odd = sorted(expected.keys() ^ weights.keys())
             raise UserError(f"the checkpoint's tensors are not this objective's: {', '.join(odd[:3])} ...")
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
-                value = weights[name].to(self.device)
+                value = weights[names[name]].to(self.device)
                 with self.whole(parameter, modify=True):
                     parameter.copy_(value)
                 if not parameter.requires_grad:
@@ -410,8 +411,8 @@ class Engine:
                 if self.stage:
                     safe_set_full_fp32_param(parameter, value)
                 for moment in self.moments:
-                    if f"{moment}/{name}" in moments:
-                        held = moments[f"{moment}/{name}"].to(self.device)
+                    if f"{moment}/{names[name]}" in moments:
+                        held = moments[f"{moment}/{names[name]}"].to(self.device)
                     elif self.stage:  # those of the dry step
                         held = torch.zeros_like(value)
                     else:
@@ -420,10 +421,10 @@ class Engine:
                         safe_set_full_optimizer_state(parameter, held, moment)
                     else:
                         self.base_optimizer.state[parameter][moment] = held
-                if not self.stage and f"exp_avg/{name}" in moments:
+                if not self.stage and f"exp_avg/{names[name]}" in moments:
                     self.base_optimizer.state[parameter]["step"] = torch.tensor(float(applied), device=self.device)
             for name, buffer in self.module.named_buffers():
-                buffer.copy_(weights[name])
+                buffer.copy_(weights[names[name]])
             for state in self.base_optimizer.state.values():
                 if "step" in state:
                     state["step"].fill_(applied)

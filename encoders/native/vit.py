@@ -66,7 +66,7 @@ class ViTMAE(ViT):
             state[name] = rearrange(state[name], "(h w c) ... -> (c h w) ...", h=image.tile[0], w=image.tile[1])
         state["decoder.decoder_pos_embed"] = state["decoder.decoder_pos_embed"][0, 1:]
         ours = dict(objective.named_parameters())
-        for mine, theirs in self.decoder_pairs(decoder.depth):
+        for mine, theirs in self.decoder_pairs(decoder.encoder.depth):
             copy_in(ours, state, mine, theirs)
 
     def trained_heads(self, objective: nn.Module) -> dict[str, Tensor]:
@@ -78,15 +78,16 @@ class ViTMAE(ViT):
         ours = {name: parameter.detach() for name, parameter in objective.named_parameters()}
         for name in ("predict.weight", "predict.bias"):
             ours[name] = rearrange(ours[name], "(c h w) ... -> (h w c) ...", h=image.tile[0], w=image.tile[1])
-        ours["places.table"] = nn.functional.pad(ours["places.table"], (0, 0, 1, 0))  # the CLS' row is zero
+        table = "decoder.places.table"
+        ours[table] = nn.functional.pad(ours[table], (0, 0, 1, 0))  # the CLS' row is zero
         wanted, made = native.state_dict(), {}
-        for mine, theirs in self.decoder_pairs(decoder.depth):
+        for mine, theirs in self.decoder_pairs(decoder.encoder.depth):
             made |= copy_out(ours, wanted, mine, theirs)
         return made
 
     @staticmethod
     def same_decoder(config, decoder) -> bool:
-        made = decoder.architecture
+        made = decoder.encoder.architecture
         return (made.width, made.depth, made.heads, made.hidden) == (
             config.decoder_hidden_size,
             config.decoder_num_hidden_layers,
@@ -99,9 +100,9 @@ class ViTMAE(ViT):
             for ours, native in self.trunk.items():
                 names = (native,) if isinstance(native, str) else native
                 names = tuple(f"decoder.decoder_{name}" for name in names)
-                yield from leaves(f"decoder.blocks.{number}.{ours}", names, number)
-        yield from leaves("decoder.norm", "decoder.decoder_norm")
-        yield from leaves("embed", "decoder.decoder_embed")
+                yield from leaves(f"decoder.encoder.blocks.{number}.{ours}", names, number)
+        yield from leaves("decoder.encoder.norm", "decoder.decoder_norm")
+        yield from leaves("decoder.embed", "decoder.decoder_embed")
         yield from leaves("predict", "decoder.decoder_pred")
-        yield ("hidden",), ("decoder.mask_token",)
-        yield ("places.table",), ("decoder.decoder_pos_embed",)
+        yield ("decoder.hidden",), ("decoder.mask_token",)
+        yield ("decoder.places.table",), ("decoder.decoder_pos_embed",)

@@ -83,16 +83,16 @@ def test_a_whole_mae_comes_over(tmp_path):
     published(tmp_path, "ViTMAEForPreTraining")
     start = start_from(str(tmp_path), "image")
     _, objective = started(tmp_path, MAE, **start.objective)
-    again, block = start.model.state_dict(), objective.decoder.blocks[1]
+    again, block = start.model.state_dict(), objective.decoder.encoder.blocks[1]
     native = "decoder.decoder_layers.1."
     for kind in ("weight", "bias"):
         assert torch.equal(block.mlp.up.get_parameter(kind), again[f"{native}mlp.fc1.{kind}"])
         query = again[f"{native}attention.q_proj.{kind}"]
         assert torch.equal(block.attention.qkv.get_parameter(kind)[: len(query)], query)
-        assert torch.equal(objective.embed.get_parameter(kind), again[f"decoder.decoder_embed.{kind}"])
-    assert torch.equal(objective.places.table, again["decoder.decoder_pos_embed"][0, 1:])
-    assert torch.equal(objective.hidden, again["decoder.mask_token"][0, 0])
-    assert not objective.places.table.requires_grad  # fixed, as the positions of the encoder
+        assert torch.equal(objective.decoder.embed.get_parameter(kind), again[f"decoder.decoder_embed.{kind}"])
+    assert torch.equal(objective.decoder.places.table, again["decoder.decoder_pos_embed"][0, 1:])
+    assert torch.equal(objective.decoder.hidden, again["decoder.mask_token"][0, 0])
+    assert not objective.decoder.places.table.requires_grad  # fixed, as the positions of the encoder
     assert not objective.backbone.embedding.positions.table.requires_grad
 
 

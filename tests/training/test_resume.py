@@ -486,3 +486,21 @@ def full(argv: list[str]) -> None:
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     train(argv)
+
+
+def test_tensors_that_an_earlier_version_named_otherwise_are_found():
+    from triptych.encoders.native import make
+    from triptych.modalities import Image
+    from triptych.objectives import MAE, Decoder
+
+    module = MAE(make(Image(8, 4), width=16, depth=1, heads=1), decoder=Decoder(16, 1, 1))
+    now = [name for name, _ in module.named_parameters()]
+    assert checkpoint.names(module, now) == {name: name for name in now}
+    moved = {"decoder.embed.weight": "embed.weight", "decoder.hidden": "hidden", "decoder.places.table": "places.table"}
+    moved |= {"decoder.embed.bias": "embed.bias", "predict.weight": "predict.weight"}
+    moved |= {"decoder.encoder.blocks.0.mlp.up.weight": "decoder.blocks.0.mlp.up.weight"}
+    moved |= {"decoder.encoder.norm.bias": "decoder.norm.bias"}
+    before = [n.replace("decoder.", "", 1).replace("encoder.", "decoder.", 1) if "decoder." in n else n for n in now]
+    found = checkpoint.names(module, before)
+    assert moved.items() <= found.items() and sorted(found.values()) == sorted(before)
+    assert checkpoint.names(module, [*now, "queue"]) is None and checkpoint.names(module, now[1:]) is None
