@@ -8,6 +8,7 @@ from triptych.encoders.backbone import Backbone
 from triptych.encoders.native import Native
 from triptych.training import checkpoint
 from triptych.training.command_line import load_yaml, read
+from triptych.training.continuing import merged
 from triptych.training.errors import UserError, one_line
 from triptych.training.settings import Config
 
@@ -36,7 +37,7 @@ def from_run(folder: str | Path) -> tuple[Config, object, Path]:
     modality.load(str(found / "modality"))
     objective = config.build_objective(modality)
     objective.backbone.native = Native.load(found / "native")
-    weights, held = load_file(found / "model.safetensors"), dict(objective.named_parameters())
+    weights, held = merged(load_file(found / "model.safetensors")), dict(objective.named_parameters())
     held |= dict(objective.named_buffers())
     if (names := checkpoint.names(objective, weights)) is None:
         raise UserError(f"{found}: its tensors are not those of objective {config.objective['name']}")

@@ -4,38 +4,84 @@ A self-supervised step at full rate wrecks a published encoder: a fresh head has
 says goes into the trunk. So the head learns first, the last blocks move, and those below move less or not at all.
 """
 
-from torch import nn
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor, nn
+
+from triptych.objectives.teacher import Teacher
 from triptych.training.errors import UserError
 from triptych.training.settings import Run
 
+# Names within an adapted layer, as peft has them.
+BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+
 
 def restrain(objective: nn.Module, run: Run) -> str | None:
-    """Freeze and slow down as the run asks; says what is trained, where that is not everything.
+    """Freeze, adapt and slow down as the run asks; says what is trained, where that is not everything.
 
     Frozen parameters need no gradient, so that torch keeps no graph of them, and are neither in the optimizer nor in
     ZeRO's buckets. A token that stands for hidden content is trained all the same: a checkpoint may bring none.
     """
     backbone = objective.backbone
     depth = backbone.encoder.depth
-    if run.train_last is not None:
-        if run.train_last > depth:
-            raise UserError(f"train_last {run.train_last}: the encoder has {depth} blocks")
+    last = depth if run.train_last is None else run.train_last
+    if last > depth:
+        raise UserError(f"train_last {last}: the encoder has {depth} blocks")
+    whole = sum(p.numel() for p in backbone.parameters())
+    if run.train_last is not None or run.lora_rank:
         hidden = [p for name, p in backbone.embedding.named_parameters() if name == "hidden"]
         backbone.embedding.requires_grad_(False)
-        for block in backbone.encoder.blocks[: depth - run.train_last]:
+        for block in backbone.encoder.blocks[: depth - last]:
             block.requires_grad_(False)
         for parameter in hidden:
             parameter.requires_grad_(True)
+    if run.lora_rank:
+        if any(isinstance(part, Teacher) for part in objective.modules()):
+            raise UserError(
+                f"lora_rank {run.lora_rank}: this objective's teacher is an average of the student's weights, which "
+                "adapters do not have; leave lora_rank out, or take an objective without such a teacher"
+            )
+        if not last:
+            raise UserError(f"lora_rank {run.lora_rank} and train_last 0: no block is left to adapt; leave one out")
+        torch.manual_seed(run.seed)
+        for block in backbone.encoder.blocks[depth - last :]:
+            adapt(block, run.lora_rank)
+        backbone.encoder.norm.requires_grad_(False)
     if run.layer_decay is not None:
         backbone.embedding.rate_scale = run.layer_decay ** (depth + 1)
         for number, block in enumerate(backbone.encoder.blocks):
             block.rate_scale = run.layer_decay ** (depth - number)
     backbone.rate_scale, backbone.waits = run.trunk_scale, run.head_steps > 0
     backbone.embedding.like_heads = ("hidden",)
-    if run.train_last is None:
+    if run.train_last is None and not run.lora_rank:
         return None
-    trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
-    whole = sum(p.numel() for p in backbone.parameters())
-    of = f"{trained:,} of {whole:,} parameters of the encoder"
-    return f"the last {run.train_last} of {depth} blocks are trained: {of}"
+    trained = f"{sum(p.numel() for p in backbone.parameters() if p.requires_grad):,}"
+    if run.lora_rank:
+        how = f"are adapted by matrices of rank {run.lora_rank}: {trained} parameters beside {whole:,}"
+    else:
+        how = f"are trained: {trained} of {whole:,} parameters"
+    return f"the last {last} of {depth} blocks {how} of the encoder"
+
+
+def adapt(block: nn.Module, rank: int) -> None:
+    """Freeze a block, and put a trained update of low rank beside each of its linear layers: `W + B A`, with `B` zero.
+
+    LoRA (Hu et al. 2022, equation 3), by `peft`, with its α equal to the rank: no factor stands before the update.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError(f"lora_rank {rank}: peft is not installed; pip install peft") from error
+    linear = [name for name, part in block.named_modules() if isinstance(part, nn.Linear)]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=linear), block)
+
+
+def merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's weights by the names of a model without adapters, their updates added. Needs no peft."""
+    plain = {name.replace(BASE, "."): value for name, value in weights.items() if DOWN not in name and UP not in name}
+    for name, down in weights.items():
+        if name.endswith(DOWN):
+            layer = name.removesuffix(DOWN)
+            plain[f"{layer}.weight"] = plain[f"{layer}.weight"] + weights[layer + UP] @ down
+    return plain

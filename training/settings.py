@@ -65,6 +65,8 @@ class Run:
             on other rows than the figures that are printed.
         train_last: blocks of the encoder that are trained, the last ones, with its last norm; the others stand still.
             Default: all, and the embedding.
+        lora_rank: if given, these blocks stand still too, and an update of this rank beside each of their matrices is
+            trained instead (LoRA, by peft); export adds it to them. Not with a teacher that is an average.
         layer_decay: factor of the learning rate of each block relative to the next one.
         head_steps: steps in which heads learn and the encoder stands still; its own warm-up begins then.
         trunk_scale: learning rate of the encoder relative to that of the heads.
@@ -110,6 +112,7 @@ class Run:
     probe_data: str | None = None
     keep: Literal["last", "best"] = "last"
     train_last: Number | None = None
+    lora_rank: Count | None = None
     layer_decay: Annotated[float, Within("(0, 1]")] | None = None
     head_steps: Number = 0
     trunk_scale: Positive = 1.0

@@ -13,6 +13,7 @@ from triptych.modalities import MODALITIES
 from triptych.modalities.domains import arguments
 from triptych.training import checkpoint
 from triptych.training.command_line import load_yaml, read
+from triptych.training.continuing import merged
 from triptych.training.errors import UserError
 
 
@@ -37,7 +38,7 @@ class RunStart:
         """Put the run's encoder into a backbone of the same sizes."""
         from safetensors.torch import load_file
 
-        weights = load_file(self.folder / "model.safetensors")
+        weights = merged(load_file(self.folder / "model.safetensors"))
         mine = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
         with torch.no_grad():
             for name, parameter in backbone.named_parameters():

@@ -1,6 +1,7 @@
 """Continuing an encoder: what stands still, what moves how slowly, where a run may start from, and who judges it."""
 
 import shutil
+import sys
 
 import pytest
 import support
@@ -8,11 +9,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from triptych.evaluation.load import from_run
+from triptych.modalities import View
 from triptych.training import checkpoint
 from triptych.training.command_line import read
-from triptych.training.continuing import restrain
+from triptych.training.continuing import merged, restrain
 from triptych.training.engine import parameter_groups
 from triptych.training.errors import UserError
+from triptych.training.starts import find
 
 TINY = {"modality.image_size": 8, "modality.patch_size": 4, "encoder.width": 32, "encoder.depth": 3, "encoder.heads": 2}
 SHORT = {"per_device_train_batch_size": 8, "report_to": "none", "dataloader_num_workers": 0, "device": "cpu"}
@@ -37,6 +41,51 @@ def test_the_last_blocks_are_trained_and_the_hidden_token():
         objective_of(train_last=4)
 
 
+@pytest.mark.parametrize("family", ["vit", "dinov3_vit"])  # with all biases, and without the key's
+def test_adapters_add_up_to_one_matrix(family):
+    """Untrained they change nothing; trained, the merged encoder is the adapted one, by peft's own sum bit for bit."""
+    plain, _, config = objective_of(family=family)
+    made, said, _ = objective_of(family=family, lora_rank=2, train_last=2)
+    trained = {name for name, p in made.named_parameters() if p.requires_grad}
+    assert {name.split(".lora_")[0] for name in trained if "backbone.encoder" in name} == {
+        f"backbone.encoder.blocks.{n}.{part}"
+        for n in (1, 2)
+        for part, of in plain.backbone.encoder.blocks[0].named_modules()
+        if isinstance(of, torch.nn.Linear)
+    }
+    assert trained >= {"backbone.embedding.hidden", "projector.0.weight"}
+    assert not any("projection" in name or "norm" in name for name in trained if "backbone" in name)
+    assert "the last 2 of 3 blocks are adapted by matrices of rank 2" in said
+    made.backbone.double(), plain.backbone.double()
+    data, number = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8), torch.arange(4)
+    view = plain.backbone.modality.prepare(View(data=data, seed=number, identity=number))
+    view = view.replace(data=view.data.double())
+    assert torch.equal(made.backbone(view), plain.backbone(view))
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted, before = made.backbone(view), plain.backbone(view)
+    weights = merged(made.state_dict())
+    assert weights.keys() == plain.state_dict().keys()
+    plain.load_state_dict(weights)
+    assert not torch.allclose(adapted, before, atol=1e-3)
+    torch.testing.assert_close(plain.backbone(view), adapted, atol=1e-12, rtol=0)
+    for name, layer in made.named_modules():
+        if hasattr(layer, "base_layer"):
+            layer.merge()
+            assert torch.equal(layer.base_layer.weight, weights[f"{name}.weight"])
+
+
+def test_adapters_are_refused_where_they_cannot_be(monkeypatch):
+    with pytest.raises(UserError, match="lora_rank 2: this objective's teacher is an average"):
+        objective_of(objective="byol", lora_rank=2)
+    with pytest.raises(UserError, match="no block is left to adapt"):
+        objective_of(lora_rank=2, train_last=0)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match="peft is not installed; pip install peft"):
+        objective_of(lora_rank=2)
+
+
 def test_frozen_blocks_keep_no_graph():
     made, _, _ = objective_of(train_last=1)
     outs = []
@@ -45,8 +94,6 @@ def test_frozen_blocks_keep_no_graph():
     image = made.backbone.modality
     data = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     number = torch.arange(4)
-    from triptych.modalities import View
-
     views = [image.prepare(View(data=data, seed=number, identity=number)) for _ in range(2)]
     made(views)["loss"].backward()
     assert outs == [False, False, True]
@@ -123,6 +170,42 @@ def pretrained(options: dict) -> dict:
     from triptych import train
 
     return {k: v for k, v in train.pretrain(options).items() if isinstance(v, float)}
+
+
+@pytest.mark.parametrize(("ranks", "stages"), [(1, (0,)), pytest.param(2, (0, 3), marks=pytest.mark.slow)])
+def test_adapters_resume_and_go_on_merged(launch, first, tmp_path, ranks, stages):
+    """Killed and resumed is bit for bit not killed; stages agree; what starts from such a run starts from the sum."""
+    options = SHORT | {"data": "digits", "init_from": str(first), "max_steps": 4, "save_steps": 2, "lora_rank": 2}
+    options |= {"train_last": 2, "head_steps": 0, "learning_rate": 0.01, "warmup_steps": 0}
+    options |= {"per_device_train_batch_size": 8 // ranks}
+
+    def trained(folder, stage: int) -> dict[str, torch.Tensor]:
+        more = {"deepspeed": {"zero_optimization": {"stage": stage}}, "output_dir": str(folder)}
+        launch(pretrained, ranks, options=options | more).results()
+        made = load_file(folder / "checkpoint-4" / "model.safetensors")
+        shutil.rmtree(folder / "checkpoint-4")
+        return made
+
+    weights = {stage: trained(tmp_path / str(stage), stage) for stage in stages}
+    for stage in stages:
+        again = trained(tmp_path / str(stage), stage)
+        assert all(torch.equal(again[name], value) for name, value in weights[stage].items())
+        torch.testing.assert_close(again, weights[0], atol=5e-5, rtol=0)
+    if len(stages) > 1:  # the other stage goes on where this one stopped
+        torch.testing.assert_close(trained(tmp_path / "0", 3), weights[0], atol=5e-5, rtol=0)
+    folder = tmp_path / str(stages[-1])
+    weights = load_file(folder / "checkpoint-2" / "model.safetensors")
+    up = [value for name, value in weights.items() if "lora_B" in name]
+    assert up and all(value.abs().max() > 1e-3 for value in up)
+    _, objective, _ = from_run(folder)
+    begun = load_file(first / "checkpoint-2" / "model.safetensors")
+    name = "encoder.blocks.2.mlp.up.weight"
+    mine = dict(objective.backbone.named_parameters())[name]
+    assert torch.equal(mine, merged(weights)[f"backbone.{name}"])
+    assert (mine - begun[f"backbone.{name}"]).abs().max() > 1e-4
+    made, _, config = objective_of()
+    find(str(folder), "image").load(made.backbone)
+    assert torch.equal(dict(made.backbone.named_parameters())[name], mine)
 
 
 def test_init_from_brings_a_recipe_that_the_user_s_word_goes_before(first):
