@@ -5,6 +5,7 @@
 `python`, `torchrun` and `deepspeed` all launch it. From Python: `from triptych import pretrain; pretrain(config)`.
 """
 
+import copy
 import os
 import sys
 from contextlib import ExitStack
@@ -78,10 +79,16 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         objective = team.each(lambda: config.build_objective(modality, start if origin is None else None))
         if origin is not None and team.is_first:  # who writes checkpoints
             objective.backbone.native = native.Native.load(Path(origin["folder"]) / "native")
+        begun = None
+        if config.run.preserve and origin is None:  # before adapters are put in
+            begun = copy.deepcopy(objective.backbone)
+        elif config.run.preserve:
+            place = Path(config.run.output_dir), origin["state"].get("start")
+            begun = starts.recover(objective.backbone, *place, team, device)
         if note := restrain(objective, config.run):
             print_once(note)
         watched = team.each(lambda: watch(config, modality, device), turns=True) if config.run.probe_data else None
-        return Loop(config, objective, rows, device, team, origin, folder, signals, watched).train()
+        return Loop(config, objective, rows, device, team, origin, folder, signals, watched, begun).train()
 
 
 def show(config: Config | dict[str, Any] | str | os.PathLike) -> None:

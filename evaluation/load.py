@@ -59,10 +59,16 @@ def backbone_of(objective, weights: str = "student") -> Backbone:
 
 def published(config: Config, checkpoint: Path) -> Backbone | None:
     """The encoder as a run that has `init_from` began with it; None, and a line, where that cannot be read any more."""
+    from safetensors.torch import load_file
+
     from triptych.training import starts
 
     modality = config.build_modality()
     modality.load(str(checkpoint / "modality"))
+    if (kept := checkpoint.parent / starts.KEPT).is_file():
+        backbone = config.build_objective(modality).backbone
+        backbone.load_state_dict(load_file(kept))
+        return backbone
     try:
         start = starts.find(config.run.init_from, config.modality["name"], config.run.init_revision)
         objective = config.build_objective(modality, start)

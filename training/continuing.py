@@ -5,10 +5,16 @@ says goes into the trunk. So the head learns first, the last blocks move, and th
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from triptych.encoders.backbone import Backbone
+from triptych.objectives import Objective
+from triptych.objectives.base import Batch
 from triptych.objectives.teacher import Teacher
 from triptych.training.errors import UserError
 from triptych.training.settings import Run
@@ -17,7 +23,7 @@ from triptych.training.settings import Run
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-def restrain(objective: nn.Module, run: Run) -> str | None:
+def restrain(objective: Objective, run: Run) -> str | None:
     """Freeze, adapt and slow down as the run asks; says what is trained, where that is not everything.
 
     Frozen parameters need no gradient, so that torch keeps no graph of them, and are neither in the optimizer nor in
@@ -85,3 +91,37 @@ def merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             layer = name.removesuffix(DOWN)
             plain[f"{layer}.weight"] = plain[f"{layer}.weight"] + weights[layer + UP] @ down
     return plain
+
+
+class Preserving(nn.Module):
+    """Any objective, whose loss also keeps each sample's vector near that of the encoder's start.
+
+        loss + weight * mean over samples of (2 - 2 cos(x, s))
+
+    `x` and `s` are what encoder and start make of the objective's first view: a second forward of both, whatever the
+    objective itself encodes (it may drop or hide pieces, which a vector that is kept must not depend on).
+
+    Args:
+        objective: what is trained.
+        start: the encoder as it began. It is no part of this module: every rank holds it whole under every ZeRO stage,
+            and no checkpoint holds it; a run's folder does, once (`starts.keep`).
+        weight: of the distance.
+    """
+
+    def __init__(self, objective: Objective, start: Backbone, weight: float):
+        super().__init__()
+        self.objective, self.weight = objective, weight
+        self.start = (start.requires_grad_(False).eval(),)  # not registered
+
+    def forward(self, views: Batch) -> dict[str, Any]:
+        out = self.objective(views)
+        with torch.no_grad():
+            (start,) = self.start
+            before = start(views[0])
+        away = distance(self.objective.backbone(views[0]), before)
+        return out | {"loss": out["loss"] + self.weight * away}
+
+
+def distance(x: Float[Tensor, "b e"], other: Float[Tensor, "b e"]) -> Float[Tensor, ""]:
+    """Mean squared distance of vectors of unit length, `2 - 2 cos`, in float32: from 0 to 4."""
+    return 2 - 2 * F.cosine_similarity(x.float(), other.float(), dim=-1).mean()

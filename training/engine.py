@@ -228,7 +228,8 @@ def learning_rate(peak: float, warmup: float, step: int, steps: int) -> float:
 class Engine:
     """DeepSpeed's engine with what it lacks: a finiteness test at stage 0, and gradient norms at every stage."""
 
-    def __init__(self, module: nn.Module, run: Run, device: torch.device):
+    def __init__(self, module: nn.Module, run: Run, device: torch.device, around: nn.Module | None = None):
+        """`around`: a module that holds this one and whose forward is the step's; it has no parameters of its own."""
         import deepspeed
 
         self.run, self.device, self.ranks, self.rank = run, device, dist.get_world_size(), dist.get_rank()
@@ -242,7 +243,7 @@ class Engine:
         if run.compile:
             module.compile()  # shapes that vary (packed text) become dynamic at the second one
         self.trainable = [p for p in module.parameters() if p.requires_grad]
-        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer(run, module), config=config)
+        self.engine, *_ = deepspeed.initialize(model=around or module, optimizer=optimizer(run, module), config=config)
         # One process has nobody to reduce with: flattening its gradients and copying them back would be for nothing.
         self.engine.enable_backward_allreduce = self.ranks > 1 or self.stage > 0
         self.module = module

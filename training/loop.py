@@ -16,10 +16,12 @@ import numpy as np
 import torch
 import yaml
 
+from triptych.encoders import Backbone
 from triptych.modalities.hashing import mix
 from triptych.objectives import Objective, Progress
-from triptych.training import checkpoint
+from triptych.training import checkpoint, starts
 from triptych.training.bad_samples import BadSamples
+from triptych.training.continuing import Preserving
 from triptych.training.engine import Agreement, Engine, global_batch, learning_rate, ranks_here, warmup_of, workers
 from triptych.training.errors import UserError
 from triptych.training.loader import Order, Samples, held_out, loader, reading
@@ -42,7 +44,10 @@ def total_steps(config: Config, order: Order) -> int:
 
 
 class Loop:
-    """One run. `train` runs it to its end, from the checkpoint `origin` if there is one (`checkpoint.origin`)."""
+    """One run. `train` runs it to its end, from the checkpoint `origin` if there is one (`checkpoint.origin`).
+
+    `probe` judges the encoder (`evaluation.online`); `begun` is the encoder as it began, where the loss needs it.
+    """
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class Loop:
         folder: RunFolder | None = None,
         signals: Signals | None = None,
         probe: Callable | None = None,
+        begun: Backbone | None = None,
     ):
         run = self.run = config.run
         self.config, self.rows, self.device, self.origin = config, rows, device, origin
@@ -87,8 +93,10 @@ class Loop:
             )
         if origin is not None:
             self.team.first(lambda: self._check(origin))
-        self.engine = Engine(objective, run, device)
-        self.objective = objective
+        around = Preserving(objective, begun.to(device), run.preserve) if begun is not None else None
+        self.engine = Engine(objective, run, device, around)
+        self.objective, self.begun = objective, begun
+        self.begun_digest = origin and origin["state"].get("start")
         self.monitor = Monitor(self.steps, self.team.count)
         self.step = self.applied = self.failed = self.saved = 0
         self.unjudged: list[tuple[torch.Tensor, torch.Tensor]] = []  # (applied, norm) of steps that were not read yet
@@ -335,6 +343,8 @@ class Loop:
         checkpoint.write_aside(self.folder / "config.yaml", config)
         checkpoint.write_aside(self.folder / "environment.json", json.dumps(environment(data), indent=1))
         self.bad.rewrite()
+        if self.begun is not None and self.origin is None:
+            self.begun_digest = starts.keep(self.begun, self.folder)
 
     def save(self) -> None:
         """Copy everything to the memory of the first rank, which writes it on a thread. Once a step."""
@@ -362,6 +372,7 @@ class Loop:
             "bad": self.bad.state(),
             "monitor": self.monitor.state(),
             "probe": self.probe and self.probe.state(),
+            "start": self.begun_digest,
         }
         self.log.flush()
         kept = {} if features is None else {"features": features.cpu()}

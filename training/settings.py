@@ -70,6 +70,9 @@ class Run:
         layer_decay: factor of the learning rate of each block relative to the next one.
         head_steps: steps in which heads learn and the encoder stands still; its own warm-up begins then.
         trunk_scale: learning rate of the encoder relative to that of the heads.
+        preserve: weight of a term of the loss that keeps each sample's vector near the one that the start gives it: the
+            squared distance of both at unit length, of the first view. It takes a forward more of the encoder and of
+            its start.
         learning_rate: peak learning rate.
         base_learning_rate: if given, the peak is this × global batch / 256 instead.
         per_device_train_batch_size: samples a micro-batch on each rank.
@@ -116,6 +119,7 @@ class Run:
     layer_decay: Annotated[float, Within("(0, 1]")] | None = None
     head_steps: Number = 0
     trunk_scale: Positive = 1.0
+    preserve: NotNegative = 0.0
     learning_rate: Positive = 1.5e-3
     base_learning_rate: Positive | None = None
     per_device_train_batch_size: Count = 64
@@ -158,6 +162,8 @@ class Run:
 
         if self.keep == "best" and self.probe_data is None:
             raise UserError("keep best: without labels nothing says which is best; give --probe_data")
+        if self.preserve and self.init_from is None:
+            raise UserError(f"preserve {self.preserve:g}: there is no start to keep to; give --init_from")
 
     @property
     def trackers(self) -> list[str]:

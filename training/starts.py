@@ -1,5 +1,7 @@
-"""What a run may start from: a published checkpoint, or another run of ours."""
+"""What a run may start from: a published checkpoint, or another run of ours; and what of it a run keeps."""
 
+import copy
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from triptych.training import checkpoint
 from triptych.training.command_line import load_yaml, read
 from triptych.training.continuing import merged
 from triptych.training.errors import UserError
+from triptych.training.ranks import Team
 
 
 @dataclass
@@ -72,3 +75,40 @@ def find(source: str, modality: str, revision: str | None = None) -> Start | Run
         found,
         free=tuple(name for name, *_ in arguments(MODALITIES[modality])),
     )
+
+
+KEPT = "start.safetensors"  # in the folder of a run that needs its start all along
+
+
+def keep(start: Backbone, folder: Path) -> str:
+    """Write the start's weights into a run's folder, which must not need its source again; returns their SHA-256."""
+    from safetensors.torch import save_file
+
+    aside = folder / f".{KEPT}.partial"
+    save_file({name: value.to("cpu", copy=True).contiguous() for name, value in start.state_dict().items()}, aside)
+    checkpoint.sync(aside)
+    os.replace(aside, folder / KEPT)
+    checkpoint.sync(folder)
+    return checkpoint.digest(folder / KEPT)
+
+
+def recover(backbone: Backbone, folder: Path, wanted: str | None, team: Team, device: torch.device) -> Backbone:
+    """The start that `keep` wrote, as a copy of a backbone of the same sizes. All ranks take part, the first one reads.
+
+    `wanted`: its SHA-256.
+    """
+    file = folder / KEPT
+
+    def check() -> None:
+        if not file.is_file() or checkpoint.digest(file) != wanted:
+            raise UserError(
+                f"{file} is {'damaged' if file.is_file() else 'missing'}, and --preserve needs it: put it back from a "
+                f"copy, or start another run from the weights: --init_from {folder} and another output_dir"
+            )
+
+    team.first(check)
+    start, weights = copy.deepcopy(backbone).to(device), checkpoint.Shared(file, team, device)
+    with torch.no_grad():
+        for name, value in start.state_dict().items():
+            value.copy_(weights[name])
+    return start

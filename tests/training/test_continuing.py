@@ -1,5 +1,6 @@
 """Continuing an encoder: what stands still, what moves how slowly, where a run may start from, and who judges it."""
 
+import copy
 import shutil
 import sys
 
@@ -9,14 +10,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from triptych.evaluation.load import from_run
+from triptych.evaluation.load import from_run, published
 from triptych.modalities import View
 from triptych.training import checkpoint
 from triptych.training.command_line import read
-from triptych.training.continuing import merged, restrain
+from triptych.training.continuing import Preserving, distance, merged, restrain
 from triptych.training.engine import parameter_groups
 from triptych.training.errors import UserError
-from triptych.training.starts import find
+from triptych.training.starts import KEPT, find
 
 TINY = {"modality.image_size": 8, "modality.patch_size": 4, "encoder.width": 32, "encoder.depth": 3, "encoder.heads": 2}
 SHORT = {"per_device_train_batch_size": 8, "report_to": "none", "dataloader_num_workers": 0, "device": "cpu"}
@@ -116,6 +117,29 @@ def test_rates_by_layer_and_by_part():
         assert scale[id(parts[name])] == (pytest.approx(rate), waits), name
 
 
+def test_what_preserves_the_start_is_added_to_any_loss():
+    """Weight times the mean squared distance of unit vectors, of the whole first view; the start gets no gradient."""
+    for objective in ("mae", "simclr"):
+        made, _, _ = objective_of(objective=objective)
+        start = copy.deepcopy(made.backbone)
+        with torch.no_grad():
+            for parameter in made.backbone.encoder.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        data, number = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8), torch.arange(4)
+        views = [made.backbone.modality.prepare(View(data=data, seed=number, identity=number))] * len(made.views)
+        plain, whole = made(views)["loss"], Preserving(made, start, 3.0)
+        x, s = (torch.nn.functional.normalize(encoder(views[0])) for encoder in (made.backbone, start))
+        away = (x - s).square().sum(1).mean()
+        assert away > 1e-3
+        loss = whole(views)["loss"]
+        torch.testing.assert_close(loss, plain + 3 * away)
+        loss.backward()
+        assert all(p.grad is None for p in start.parameters())
+        assert {n for n, _ in whole.named_parameters()} == {f"objective.{n}" for n, _ in made.named_parameters()}
+    with pytest.raises(UserError, match="preserve 1: there is no start to keep to; give --init_from"):
+        read({"data": "digits", "preserve": 1.0})
+
+
 def run(**options) -> None:
     from triptych import train
 
@@ -166,6 +190,13 @@ def test_a_run_starts_from_another_run(launch, first, tmp_path):
     assert all(torch.equal(new[name], again[name]) for name in new)
 
 
+def refused(options: dict) -> str:
+    try:
+        pretrained(options)
+    except UserError as error:
+        return str(error)
+
+
 def pretrained(options: dict) -> dict:
     from triptych import train
 
@@ -206,6 +237,43 @@ def test_adapters_resume_and_go_on_merged(launch, first, tmp_path, ranks, stages
     made, _, config = objective_of()
     find(str(folder), "image").load(made.backbone)
     assert torch.equal(dict(made.backbone.named_parameters())[name], mine)
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), pytest.param(2, 3, marks=pytest.mark.slow)])
+def test_a_run_that_preserves_its_start_goes_on_without_its_source(launch, first, tmp_path, ranks, stage):
+    """Bit for bit, and as the loss of one process; the encoder stays nearer to its start than without."""
+    source = shutil.copytree(first, tmp_path / "source")
+    options = {"data": "digits", "max_steps": 4, "save_steps": 2, "train_last": 3, "head_steps": 0, "optim": "sgd"}
+    options |= {"init_from": str(source), "learning_rate": 0.1, "warmup_steps": 0, "trunk_scale": 1.0}
+
+    def trained(name: str, ranks: int, stage: int, preserve: float) -> dict[str, torch.Tensor]:
+        folder = tmp_path / name
+        more = {"output_dir": str(folder), "deepspeed": {"zero_optimization": {"stage": stage}}}
+        more |= {"preserve": preserve, "per_device_train_batch_size": 8 // ranks}
+        launch(pretrained, ranks, options=SHORT | options | more).results()
+        return load_file(folder / "checkpoint-4" / "model.safetensors")
+
+    whole, free = trained("run", ranks, stage, 30.0), trained("free", ranks, stage, 0.0)
+    if ranks > 1:
+        torch.testing.assert_close(whole, trained("alone", 1, 0, 30.0), atol=1e-5, rtol=0)
+    assert not any("start" in name for name in whole) and whole.keys() == free.keys()
+    assert not (tmp_path / "free" / KEPT).exists()
+    start, begun = from_run(first)[1].backbone, load_file(tmp_path / "run" / KEPT)
+    assert all(torch.equal(begun[name], value) for name, value in start.state_dict().items())
+    data, number = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8), torch.arange(16)
+    view = start.modality.prepare(View(data=data, seed=number, identity=number))
+    away = {name: distance(from_run(tmp_path / name)[1].backbone(view), start(view)) for name in ("run", "free")}
+    assert away["run"] < 0.7 * away["free"], away
+    shutil.rmtree(source)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    again = trained("run", ranks, stage, 30.0)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    config, _, found = from_run(tmp_path / "run")
+    assert all(torch.equal(begun[k], v) for k, v in published(config, found).state_dict().items())
+    (tmp_path / "run" / KEPT).write_bytes(b"rot")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    failed = launch(refused, 1, options=SHORT | options | {"output_dir": str(tmp_path / "run"), "preserve": 30.0})
+    assert "is damaged, and --preserve needs it: put it back from a copy, or start" in failed.results()[0]
 
 
 def test_init_from_brings_a_recipe_that_the_user_s_word_goes_before(first):
