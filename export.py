@@ -35,7 +35,8 @@ def export(
         private: make the repository private, if it is new.
         weights: the `student` that was trained, or its `teacher` (the moving average), where the objective has one.
         keep_heads: also write the classifier or decoder of the checkpoint that training started from. What was not
-            trained along is stale, and the card says so. (A `vit_mae` goes out as itself then, else as `vit`.)
+            trained along is stale, and the card says so. (A family with a decoder goes out as itself then, else as
+            the plain encoder.)
         dtype: of the weights in the file.
         license: licence of the weights for the model card, by the hub's name for it, such as apache-2.0.
 

@@ -38,7 +38,7 @@ class Architecture:
         norm: `layer` (LayerNorm) or `rms` (RMSNorm).
         norm_bias: LayerNorms have a bias.
         eps: epsilon of the norms.
-        first_norm: the first block has a norm before attention (ModernBERT's has none).
+        first_norm: the first block has a norm before attention.
         biases: which of `query`, `key`, `value`, `out` and `mlp` have a bias.
         layer_scale: initial value of a learned scale of each branch (CaiT, Touvron et al. 2021); None has no scale.
         theta: base of the rotary positions' wavelengths (RoPE, Su et al. 2021); None has no rotation.

@@ -76,7 +76,7 @@ class Image(Grid):
         rescale: values are brought to 0..1 `after` the evaluation view is resized, or `before`, so that none is
             rounded.
         registers: tokens without a place, of families that have such. Default: what the family is published with.
-        table_side: side, in patches, of the table of places, of families that interpolate it for every view (DINOv2).
+        table_side: side, in patches, of the table of places, of families that interpolate it for every view.
             Default: the view's.
     """
 

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
+# The native processors differ in this order alone, which is in their code and in no setting.
+KINDS = {"after": "ViTImageProcessor", "before": "DINOv3ViTImageProcessor"}
 
 
 def settings_from(processor, where: str) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def settings_from(processor, where: str) -> dict[str, Any]:
             "resample": RESAMPLE[int(processor.resample)],
             "edge": ratio,
             "aspect": "keep" if edge else "squeeze",
-            "rescale": "before" if type(processor).__name__.startswith("DINOv3") else "after",
+            "rescale": rescaled(processor),
             "mean": list(processor.image_mean) if processor.do_normalize else 0.0,
             "std": list(processor.image_std) if processor.do_normalize else 1.0,
         }
@@ -53,12 +55,11 @@ def processor_of(image):
     """The native processor whose output is the evaluation view: the one that came along, or a new one; our sizes."""
     import transformers
 
-    kind = transformers.DINOv3ViTImageProcessor if image.rescale == "before" else transformers.ViTImageProcessor
-    published = image.published
-    before = published is not None and type(published).__name__.startswith("DINOv3")
+    made = image.published
+    if made is None or rescaled(made) != image.rescale:
+        made = getattr(transformers, KINDS[image.rescale])()
     # Stock pipelines hand over RGB whatever the file is: a grey encoder goes out with three channels.
     repeat = 3 if image.channels == 1 else 1
-    made = kind() if published is None or before != (image.rescale == "before") else published
     (height, width), resized = image.extent, resized_extent(image)
     size = {"height": resized[0], "width": resized[1]}
     changes = {
@@ -76,6 +77,11 @@ def processor_of(image):
         changes["value_range"] = list(image.value_range)
     settings = {name: value for name, value in made.to_dict().items() if name != "image_processor_type"}
     return type(made)(**settings | changes)
+
+
+def rescaled(processor) -> str:
+    """Whether the processor brings bytes to 0..1 before it resizes, or after."""
+    return "before" if type(processor).__name__.startswith(KINDS["before"]) else "after"
 
 
 def resized_extent(image) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What the design forbids: imports against the arrow, modalities' names where none belongs, unlisted packages."""
+"""What the design forbids: imports against the arrow, names where none belong, unlisted packages."""
 
 import ast
 import re
@@ -6,6 +6,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from triptych.encoders.native import FAMILIES
+from triptych.modalities import MODALITIES
+from triptych.objectives import OBJECTIVES
+from triptych.training.command_line import schema
 
 ROOT = Path(__file__).parents[1]
 # A file may import its own layer and those after it.
@@ -16,6 +21,7 @@ FILES = sorted(
     for file in ROOT.rglob("*.py")
     if file.relative_to(ROOT).parts[0].removesuffix(".py") in LEVEL
 )
+EXAMPLES = sorted(file.name for file in (ROOT / "examples").glob("*.py"))
 # Whole words, also within identifiers. `token`, `position` and `piece` are the encoder's own terms.
 MODAL = re.compile(
     r"(?<![a-z])(images?|pictures?|pixels?|patch(es)?|colou?rs?|audio|sounds?|wave(form)?s?|spectrogram|mel|clips?|texts?"
@@ -74,6 +80,42 @@ def test_no_modality_is_named(file):
     found = [
         f"{file}:{line}: {word!r}" for word, line in words(ast.parse((ROOT / file).read_text())) if MODAL.search(word)
     ]
+    assert not found, found
+
+
+# Families by the `model_type` that is their name, in any case, and the native classes that they list. A method that is
+# cited in a comment (BERT, Devlin et al. 2019) is none, nor is a processor or tokenizer: those are the modality's.
+PROCESSOR = re.compile(r"\w+_(Tokenizer|Processor|Extractor)")
+SPELT = "|".join(re.escape(name).replace("_", "[_-]?") for name in FAMILIES)
+FAMILY = re.compile(rf"(?<![a-z0-9])({SPELT})(?![a-z0-9])", re.IGNORECASE)
+CLASSES = {
+    getattr(family, kind, None)
+    for family in FAMILIES.values()
+    for kind in ("config_class", "base_class", "classifier", "masked_class")
+} - {None}
+ABROAD = [f for f in FILES if f.parts[:2] != ("encoders", "native")] + [Path("examples", n) for n in EXAMPLES]
+
+
+@pytest.mark.parametrize("file", ABROAD, ids=str)
+def test_no_family_is_named(file):
+    text = (ROOT / file).read_text()
+    found = [
+        f"{file}:{line}: {word!r}"
+        for word, line in words(ast.parse(text))
+        if FAMILY.search(PROCESSOR.sub("", word)) or any(name in word.replace("_", "") for name in CLASSES)
+    ]
+    # In prose, too, it is a name when it is written as one.
+    found += [f"{file}: {name}" for name in FAMILIES if re.search(rf"(?<![\w./-]){name}(?![\w-])", text)]
+    assert not found, found
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_an_option_s_help_names_families_from_the_table_alone(modality):
+    parsers = [schema(modality, objective) for objective in OBJECTIVES]
+    helps = {action.dest: str(action.help) for parser in parsers for action in parser._actions}
+    said = helps.pop("family")
+    assert all(name in said for name, family in FAMILIES.items() if family.modality == modality)
+    found = {option: said for option, said in helps.items() if FAMILY.search(said)}
     assert not found, found
 
 

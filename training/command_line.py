@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
 
 from triptych.encoders import EncoderSettings
+from triptych.encoders.native import DEFAULTS, FAMILIES, known
 from triptych.modalities import MODALITIES
 from triptych.objectives import OBJECTIVES
 from triptych.training.errors import UserError, nearest, one_line, one_line_exit, readable
@@ -141,8 +142,6 @@ def _recipe(given: dict[str, Any], argv: list[str]) -> dict[str, str]:
 
 def modality_of(source: str) -> str | None:
     """The modality of a published checkpoint or of a run of ours; None where it cannot be told from here."""
-    from triptych.encoders.native import FAMILIES
-
     run, published = Path(source) / "config.yaml", Path(source) / "config.json"
     if run.is_file():
         return load_yaml(run).get("modality", {}).get("name")
@@ -181,6 +180,9 @@ def schema(modality: str, objective: str, program: str = "train.py") -> Argument
     shown = "print how the data is read, and train nothing"
     parser.add_argument("--show", action="store_true", default=SUPPRESS, help=shown)
     parser.add_class_arguments(Run)
+    if families := known(modality):
+        family = next(action for action in parser._actions if action.dest == "family")
+        family.help += f" Of {modality} there are {families}; usual is {DEFAULTS[modality]}."
     parser.add_class_arguments(Data, "data")
     parser.add_argument("--modality.name", choices=list(MODALITIES), default=modality, help="what the samples are")
     parser.add_class_arguments(MODALITIES[modality], "modality")

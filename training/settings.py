@@ -51,9 +51,8 @@ class Run:
 
     Args:
         output_dir: folder of the run. The same command again continues from its newest whole checkpoint.
-        family: native class that the encoder is trained as and exported to, by the `model_type` of its configuration,
-            such as `vit` or `bert`. Default: that of the checkpoint, or `vit`, `audio-spectrogram-transformer`,
-            `roberta-prelayernorm`.
+        family: native class that the encoder is trained as and exported to, by the `model_type` of its configuration.
+            Default: that of the checkpoint, else the modality's usual one.
         pooling: what a sample's vector is: its first `lead` (CLS), the mean of its `leads`, of its `pieces`, the first
             lead and that mean (`lead+pieces`), or the mean of all `tokens`. Default: what the family's classifier
             reads.
