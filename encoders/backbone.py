@@ -67,6 +67,12 @@ class Backbone(nn.Module):
         samples = None if view.samples is None else view.samples.shape[1]
         return self.split(self.encoder(*self.tokens(view, hide), samples=samples), view)
 
+    def branches(self, view: View) -> list[Float[Tensor, "r n d"]]:
+        """What the MLP of each block gave for the pieces of a view, before it was added to them."""
+        samples = None if view.samples is None else view.samples.shape[1]
+        layers = self.encoder(*self.tokens(view), samples=samples, branches=True)
+        return [self.split(tokens, view).pieces for tokens in layers]
+
     def split(self, tokens: Float[Tensor, "r m d"], view: View) -> Encoded:
         """Take encoded tokens apart again into leads and pieces."""
         samples = 1 if view.segment is None else view.samples.shape[1]

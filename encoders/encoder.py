@@ -129,14 +129,16 @@ class Encoder(nn.Module):
         every_layer: bool = False,
         wanted: int | None = None,
         samples: int | None = None,
+        branches: bool = False,
     ) -> Float[Tensor, "r w d"] | list[Float[Tensor, "r m d"]]:
         """Encode rows. Tokens see those of their own segment only; without `segment`, their whole row.
 
         `place` holds the coordinates that rotations and windows read, on `a` axes; [1 m a] where all rows share them.
         With `every_layer`, a list: the input, then each block's output, the last of them through the last norm. (The
-        native `hidden_states` of several families end before that norm.) With `wanted`, only that many tokens, the last
-        of each row, come out of the last block. No row has more segments than `samples`, holes aside: without that
-        number attention on a GPU reckons with one a token.
+        native `hidden_states` of several families end before that norm.) With `branches`, a list of what each block's
+        MLP gave, before it is added to the tokens. With `wanted`, only that many tokens, the last of each row, come out
+        of the last block. No row has more segments than `samples`, holes aside: without that number attention on a GPU
+        reckons with one a token.
         """
         made, seen, last = self.architecture, tokens.shape[1], wanted
         sequences = None
@@ -147,22 +149,24 @@ class Encoder(nn.Module):
         else:
             attends = {window: attention_mask(segment, place, window, seen) for window in set(made.windows)}
         rotations = {theta: rotation(place, made.width // made.heads, theta) for theta in self._thetas()}
-        layers = [tokens]
+        layers = [tokens] if every_layer else []
         for number, (block, window) in enumerate(zip(self.blocks, made.windows, strict=True), 1):
             attend = attends[window]
             if number == self.depth and last and last < seen:
                 seen, attend = last, attention_mask(segment, place, window, last)
             given = tokens, attend, rotations.get(self._theta(window)), seen
             if self.recompute and torch.is_grad_enabled():
-                tokens = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
+                tokens, branch = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
             else:
-                tokens = block(*given)
-            layers.append(tokens)
-        layers = [*layers[:-1], self.norm(tokens)] if every_layer else [self.norm(tokens)]
+                tokens, branch = block(*given)
+            if every_layer or branches:
+                layers.append(branch if branches else tokens)
+        if not branches:
+            layers = [*layers[:-1], self.norm(tokens)]
         if sequences is not None:
             layers = [sequences.put_back(x) for x in layers]
             layers[-1] = layers[-1][:, -(wanted or seen) :]
-        return layers if every_layer else layers[-1]
+        return layers if every_layer or branches else layers[-1]
 
     def _theta(self, window: int) -> float | None:
         made = self.architecture
@@ -241,13 +245,15 @@ class Block(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "r m d"], attend: "Attend | None", turn: tuple[Tensor, Tensor] | None, wanted: int
-    ) -> Float[Tensor, "r w d"]:
-        """All tokens are seen, and the last `wanted` of a row come out."""
+    ) -> tuple[Float[Tensor, "r w d"], Float[Tensor, "r w d"]]:
+        """All tokens are seen, and the last `wanted` of a row come out, and beside them what the MLP gave."""
         if self.post:
             x = self.norm1(x[:, -wanted:] + self.scale1(self.attention(x, attend, turn, wanted)))
-            return self.norm2(x + self.scale2(self.mlp(x)))
+            branch = self.scale2(self.mlp(x))
+            return self.norm2(x + branch), branch
         x = x[:, -wanted:] + self.scale1(self.attention(self.norm1(x), attend, turn, wanted))
-        return x + self.scale2(self.mlp(self.norm2(x)))
+        branch = self.scale2(self.mlp(self.norm2(x)))
+        return x + branch, branch
 
 
 class Scale(nn.Module):

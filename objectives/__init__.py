@@ -6,6 +6,7 @@ from triptych.objectives.crops import Crops
 from triptych.objectives.decoding import Decoder, Predictor
 from triptych.objectives.distillation import BYOL
 from triptych.objectives.heads import Head
+from triptych.objectives.latent import Data2Vec
 from triptych.objectives.masked import MAE, Masked
 from triptych.objectives.masking import Mask
 
@@ -14,6 +15,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked": Masked,
     "simclr": SimCLR,
     "byol": BYOL,
+    "data2vec": Data2Vec,
 }
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "MAE",
     "OBJECTIVES",
     "Crops",
+    "Data2Vec",
     "Decoder",
     "Head",
     "Mask",

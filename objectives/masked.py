@@ -44,17 +44,10 @@ class MAE(Objective):
 
     def forward(self, views: Batch) -> dict[str, Tensor]:
         view, modality = views[0], self.backbone.modality
-        hide = masking.hide(view, self.mask.ratio, self.mask.kind, self.mask.block, modality.droppable(view))
-        dropped_index, dropped_valid, kept_index, kept_valid = masking.split(view, hide, self.mask.ratio, modality.stay)
-        view = view.replace(secret=modality.secret(view, hide))
-        kept, dropped = view.keep(kept_index, kept_valid), view.keep(dropped_index, dropped_valid)
-
+        kept, dropped, _, valid = masking.drop(view, self.mask, modality)
         encoded = self.backbone.encode(kept)
         guess = self.predict(self.decoder(encoded, kept, dropped))
-
-        target = modality.hideable(dropped)
-        if dropped.segment is not None:
-            target = dropped_valid if target is None else dropped_valid & target
+        target = masking.predictable(dropped, valid, modality)
         return {"loss": mean_error(modality, guess, dropped, target), "features": pool_pieces(encoded, kept).detach()}
 
 

@@ -8,12 +8,13 @@ not depend on packing, ranks or device.
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from triptych.modalities.base import Modality
 from triptych.modalities.domains import Count, Share
 from triptych.modalities.hashing import MASK, mix
 from triptych.modalities.view import View
@@ -97,6 +98,36 @@ def hide(
     start = torch.where(first, place, 0).cummax(1).values
     rank = torch.empty_like(order).scatter(1, order, place - start)
     return (rank < hidden[segment]) & eligible
+
+
+class Dropped(NamedTuple):
+    """A view cut in two: `kept` and `dropped`; of the latter, `index [r h]` in the view and which are `valid [r h]`."""
+
+    kept: View
+    dropped: View
+    index: Tensor
+    valid: Tensor
+
+
+def drop(view: View, mask: Mask, modality: Modality) -> Dropped:
+    """Take the pieces that the mask chooses out of a view."""
+    hidden = hide(view, mask.ratio, mask.kind, mask.block, modality.droppable(view))
+    index, valid, kept_index, kept_valid = split(view, hidden, mask.ratio, modality.stay)
+    view = view.replace(secret=modality.secret(view, hidden))
+    return Dropped(view.keep(kept_index, kept_valid), view.keep(index, valid), index, valid)
+
+
+def predictable(view: View, valid: Bool[Tensor, "r h"], modality: Modality) -> Bool[Tensor, "r h"] | None:
+    """Of pieces that were taken out, those that count: neither holes nor padding. None for all."""
+    target = modality.hideable(view)
+    if view.segment is None:
+        return target
+    return valid if target is None else valid & target
+
+
+def take(values: Float[Tensor, "r n d"], index: Int[Tensor, "r h"]) -> Float[Tensor, "r h d"]:
+    """Values of the pieces at `index`."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def hidden_index(view: View, hidden: Bool[Tensor, "r n"], ratio: float):
