@@ -4,6 +4,8 @@ A hash has no state, so a mask or a crop is the same on any number of ranks, in 
 resume, and when a forward is replayed. The same code serves Python integers and int64 tensors.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,6 +32,12 @@ def uniform(seed, *counters):
     """As `mix`, in [0, 1): a float for ints, float32 for tensors (24 random bits, so 1.0 is never rounded to)."""
     bits = mix(seed, *counters) >> 8
     return bits.to(torch.float32) * 2.0**-24 if isinstance(bits, Tensor) else bits * 2.0**-24
+
+
+def normal(seed, *counters) -> Tensor:
+    """As `mix`, for tensors alone, from the standard normal distribution, float32 (Box and Muller 1958)."""
+    distance = torch.sqrt(-2 * torch.log1p(-uniform(seed, *counters, 0)))
+    return distance * torch.cos(2 * math.pi * uniform(seed, *counters, 1))
 
 
 def generator(seed: int, *counters: int) -> np.random.Generator:

@@ -6,6 +6,7 @@ from triptych.objectives.crops import Crops
 from triptych.objectives.decoding import Decoder, Predictor
 from triptych.objectives.distillation import BYOL
 from triptych.objectives.heads import Head
+from triptych.objectives.information import BarlowTwins, LeJEPA, VICReg, VISReg
 from triptych.objectives.latent import Data2Vec
 from triptych.objectives.masked import MAE, Masked
 from triptych.objectives.masking import Mask
@@ -16,20 +17,28 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simclr": SimCLR,
     "byol": BYOL,
     "data2vec": Data2Vec,
+    "barlow_twins": BarlowTwins,
+    "vicreg": VICReg,
+    "lejepa": LeJEPA,
+    "visreg": VISReg,
 }
 
 __all__ = [
     "BYOL",
     "MAE",
     "OBJECTIVES",
+    "BarlowTwins",
     "Crops",
     "Data2Vec",
     "Decoder",
     "Head",
+    "LeJEPA",
     "Mask",
     "Masked",
     "Objective",
     "Predictor",
     "Progress",
     "SimCLR",
+    "VICReg",
+    "VISReg",
 ]

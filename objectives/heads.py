@@ -26,11 +26,19 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*v b d"]) -> Float[Tensor, "*v b d"]:
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            count = x.shape[-2] * collectives.ranks()
-            x = x - collectives.total(x.sum(-2, keepdim=True)) / count
-            variance = collectives.total(x.square().sum(-2, keepdim=True)) / count
-            return x * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+            return standardised(x.float(), self.eps) * self.weight + self.bias
+
+
+def centred(x: Float[Tensor, "*v b d"]) -> Float[Tensor, "*v b d"]:
+    """Each feature minus its mean over the samples of all ranks; views, on axes before, apart."""
+    return x - collectives.total(x.sum(-2, keepdim=True)) / (x.shape[-2] * collectives.ranks())
+
+
+def standardised(x: Float[Tensor, "*v b d"], eps: float = 1e-5) -> Float[Tensor, "*v b d"]:
+    """Each feature centred, and over its (biased) deviation among the samples of all ranks."""
+    x = centred(x)
+    variance = collectives.total(x.square().sum(-2, keepdim=True)) / (x.shape[-2] * collectives.ranks())
+    return x * torch.rsqrt(variance + eps)
 
 
 NORMS = {"batch": BatchNorm, "layer": nn.LayerNorm}

@@ -10,6 +10,7 @@ import runpy
 import socket
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,11 @@ TINY = {
     "text": {"vocab_size": 300, "max_length": 16},
 }
 # Arguments of objectives that have these names are set to these values.
-SMALL = {"head": {"hidden": 32, "out": 16}, "decoder": {"width": 32, "depth": 1, "heads": 2}}
+SMALL = {
+    "head": {"hidden": 32, "out": 16},
+    "decoder": {"width": 32, "depth": 1, "heads": 2},
+    "crops": {"number": 2},
+}
 
 
 def table_of(name: str, count: int = 40):
@@ -150,6 +155,15 @@ def rows_of(name: str, modality, count: int = 40):
     table = table_of(name, count)
     modality.fit(table, name)
     return Rows(table, name, None, "tiny", modality)
+
+
+def planted(module, good: str, bad: str):
+    """A copy of a module with a fault in its source, where `good` stands once."""
+    source = inspect.getsource(module)
+    assert source.count(good) == 1, f"{good!r} stands {source.count(good)} times in {module.__name__}"
+    made = types.ModuleType(f"{module.__name__}_planted")
+    exec(compile(source.replace(good, bad), module.__file__, "exec"), made.__dict__)
+    return made
 
 
 def nested(dotted: dict) -> dict:

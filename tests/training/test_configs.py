@@ -53,7 +53,7 @@ def test_it_runs(ended, file):
     assert not said[str(file)], said[str(file)]
     lines = support.metrics(folder / file.name)
     assert [line["step"] for line in lines] == [1, 2]
-    assert all(0 < line["loss"] < 100 for line in lines)
+    assert all(0 < line["loss"] < 1e4 for line in lines)  # Barlow Twins' grows with the width
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
