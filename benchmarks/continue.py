@@ -136,7 +136,7 @@ def judged(data: Path, run: Path, args):
 
 
 def kept(other: Path, run: Path, args):
-    """The same on a set that the encoder was not continued on; of texts, how far cosines follow human scores as well."""
+    """The same on a set that the encoder was not continued on; of texts, how cosines follow human scores as well."""
     from triptych.training.settings import Data
 
     _, made = encoders(run)

@@ -36,14 +36,14 @@ class Modality:
     """Settings, and what becomes of a sample before it is embedded. A plain object: what is trained is elsewhere.
 
     In the workers: `read`, `view`, `collate`. On the device: `prepare`; then, for masked objectives, `hideable`,
-    `droppable`, `corrupt` and `error`. Subclasses name the column feature they read (`features`) and the file suffixes
-    of folders (`suffixes`). The embedding that goes with it is its family's (`encoders.native`); a modality without a
+    `droppable`, `corrupt` and `error`. Subclasses name the column feature they read (`features`), the file suffixes of
+    folders (`suffixes`), and which settings are measures of the data (`sizes`): all others go with a recipe. The
+    embedding that goes with it is its family's (`encoders.native`); a modality without a
     native family names the class of its own (`embedding`). Of a sample, `stay` pieces at most are not `droppable`; None
     for any number.
     """
 
-    # Defaults of objectives' options, by dotted name, where this modality's are other ones.
-    defaults: ClassVar[dict[str, Any]] = {}
+    sizes: ClassVar[tuple[str, ...]] = ()
     features: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()
     embedding: ClassVar[type | None] = None

@@ -81,6 +81,7 @@ class Image(Grid):
     """
 
     features = ("Image",)
+    sizes = ("image_size", "patch_size", "channels")
     suffixes = tuple(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .ico .tga".split())
 
     def __init__(

@@ -45,6 +45,7 @@ class Text(Modality):
     leads = 1  # of a text: the first token
     stay = 1
     features = ("string", "large_string")
+    sizes = ("vocab_size", "max_length")
     suffixes = (".txt", ".text", ".md")
 
     def __init__(

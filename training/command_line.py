@@ -34,6 +34,7 @@ from triptych.training.settings import (
     defaults_of,
     flatten,
     home,
+    own_defaults,
     plain,
     without_name,
 )
@@ -189,8 +190,7 @@ def schema(modality: str, objective: str, program: str = "train.py") -> Argument
     parser.add_class_arguments(EncoderSettings, "encoder")
     parser.add_argument("--objective.name", choices=list(OBJECTIVES), default=objective, help="what is learned")
     parser.add_class_arguments(OBJECTIVES[objective], "objective", skip={"backbone"})
-    own = {f"objective.{key}": value for key, value in MODALITIES[modality].defaults.items()}
-    parser.set_defaults({key: value for key, value in own.items() if any(a.dest == key for a in parser._actions)})
+    parser.set_defaults(own_defaults(modality, objective))
     return parser
 
 

@@ -3,11 +3,13 @@
 import dataclasses
 import os
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from functools import cache
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 from unittest import mock
 
 import torch
+import yaml
 
 from triptych.encoders import Backbone, Encoder, EncoderSettings, GridEmbedding, Pooling
 from triptych.encoders.encoder import PRESETS
@@ -335,13 +337,28 @@ class Config:
 
 
 def defaults_of(modality: str, objective: str) -> dict[str, Any]:
-    """Defaults of all options by dotted name; a modality's own go before an objective's."""
+    """Defaults of all options by dotted name: the signatures', and over them the cell's own (`own_defaults`)."""
     parts = defaults(MODALITIES[modality], "modality.") | defaults(EncoderSettings, "encoder.")
-    wanted = defaults(OBJECTIVES[objective], "objective.")
-    own = {f"objective.{key}": value for key, value in MODALITIES[modality].defaults.items()}
+    parts |= defaults(OBJECTIVES[objective], "objective.")
     names = {"modality.name": modality, "objective.name": objective}
     runs = defaults(Run) | defaults(Data, "data.")
-    return runs | parts | wanted | {key: value for key, value in own.items() if key in wanted} | names
+    return runs | parts | own_defaults(modality, objective) | names
+
+
+@cache
+def own_defaults(modality: str, objective: str) -> dict[str, Any]:
+    """What an objective wants on a modality where nothing else is said: a crop of a picture is no span of a text.
+
+    It is what the shipped recipe of the two says of the objective and of views; measures of the data stay open.
+    """
+    file = Path(__file__).parents[1] / "configs" / f"{modality}_{objective}.yaml"
+    if not file.is_file():
+        return {}
+    recipe = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
+    known = defaults(MODALITIES[modality], "modality.") | defaults(OBJECTIVES[objective], "objective.")
+    measures = {f"modality.{name}" for name in MODALITIES[modality].sizes}
+    said = {key: value for key, value in recipe.items() if key in known and key not in measures}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
 
 
 def without_name(group: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from triptych.modalities import MODALITIES
 from triptych.objectives import OBJECTIVES
 from triptych.training.command_line import from_command_line, read, schema
 from triptych.training.errors import UserError, nearest
-from triptych.training.settings import Config, differences, plain
+from triptych.training.settings import Config, differences, own_defaults, plain
 
 YAML = """
 data: {name: digits, eval_fraction: 0.2}
@@ -79,7 +79,9 @@ def test_another_objective_leaves_the_files_settings_of_it_out(file, capsys, tmp
     name = "masked" if from_file.objective["name"] != "masked" else "mae"
     config = from_command_line(["--config", file, "--objective", name])
     assert config.objective == from_command_line(["--objective", name]).objective
-    assert config.run == from_file.run and config.modality == from_file.modality
+    assert config.run == from_file.run
+    kept = yaml.safe_load(YAML)["modality"]  # what the file says; the rest follows the other objective
+    assert {key: config.modality[key] for key in kept} == {key: from_file.modality[key] for key in kept}
     assert f"objective {name} instead of {from_file.objective['name']}" in capsys.readouterr().err
     second = tmp_path / "second.yaml"
     second.write_text(f"objective: {name}")
@@ -105,13 +107,16 @@ def test_resolved_settings_are_read_back_the_same(modality, objective, tmp_path)
     assert differences(resolved, again) == []
 
 
-def test_defaults_are_those_of_the_signatures():
-    config = from_command_line([]).to_dict()
+def test_defaults_are_those_of_the_signatures_and_of_the_cell():
+    config, own = from_command_line([]).to_dict(), own_defaults("image", "mae")
+    assert own.keys() >= {"objective.mask.ratio", "objective.decoder.width"}
     for group, cls in (("modality", MODALITIES["image"]), ("objective", OBJECTIVES["mae"])):
         for name, parameter in inspect.signature(cls).parameters.items():
             if parameter.default is not parameter.empty:
-                default = parameter.default
-                assert config[group][name] == (vars(default) if dataclasses.is_dataclass(default) else default), name
+                default, key = parameter.default, f"{group}.{name}"
+                if dataclasses.is_dataclass(default):
+                    default = {k: own.get(f"{key}.{k}", v) for k, v in vars(default).items()}
+                assert config[group][name] == own.get(key, default), name
     assert config == Config(**{k: v for k, v in vars(read({})).items()}).to_dict()
 
 

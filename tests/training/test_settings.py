@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import types
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -14,7 +15,7 @@ from triptych.modalities.domains import Each, Probability, Scale, Share, Within,
 from triptych.objectives import OBJECTIVES, Objective
 from triptych.training.command_line import from_command_line, read, schema
 from triptych.training.errors import UserError
-from triptych.training.settings import Data, Run, differences, plain
+from triptych.training.settings import Data, Run, differences, flatten, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +104,31 @@ def test_a_group_wants_its_names():
         nested(objective={"holes": 0.5})
 
 
-def test_a_modality_has_defaults_of_its_own(monkeypatch):
-    monkeypatch.setattr(MODALITIES["text"], "defaults", {"scale": (0.5, 1.0), "holes.ratio": 0.15, "nothing": 1})
-    config = nested("--modality", "text")
-    assert tuple(config.objective["scale"]) == (0.5, 1.0) and config.objective["holes"]["ratio"] == 0.15
-    assert nested().objective["holes"]["ratio"] == 0.6
-    help = " ".join(schema("text", "nested").format_help().split())
-    assert "part of the pieces. (type: Annotated[float, in (0, 1)], default: 0.15)" in help
-    assert nested("--modality", "text", "--objective.holes.ratio", "0.6").objective["holes"]["ratio"] == 0.6
+def test_a_cell_has_the_defaults_of_its_shipped_recipe(tmp_path):
+    """Of the objective and of views; measures of the data, the encoder and the run stay as they are."""
+    config = from_command_line(["--modality", "text", "--objective", "byol"])
+    shipped = read("configs/text_byol.yaml")
+    assert config.objective == shipped.objective and config.modality["augmentation"] == "span"
+    assert config.modality["deletion"] == shipped.modality["deletion"] == 0.2
+    assert config.modality["max_length"] is None and config.encoder["width"] is None
+    assert config.run.learning_rate == Run.learning_rate and not config.given.keys() - {
+        "modality.name",
+        "objective.name",
+    }
+    help = " ".join(schema("text", "byol").format_help().split())
+    assert "(type: Literal['split', 'span'], default: span)" in help
+    said = from_command_line(["--modality", "text", "--objective", "byol", "--modality.deletion", "0.0"])
+    assert said.modality["deletion"] == 0.0 and said.modality["augmentation"] == "span"
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_name_of_an_objective_is_enough(modality, objective):
+    recipe = flatten(yaml.safe_load(Path(f"configs/{modality}_{objective}.yaml").read_text()))
+    sizes = {f"modality.{name}" for name in MODALITIES[modality].sizes}
+    config = flatten(plain(from_command_line(["--modality", modality, "--objective", objective]).to_dict()))
+    wanted = {k: v for k, v in recipe.items() if k.startswith(("modality.", "objective.")) and k not in sizes}
+    assert wanted and {key: config[key] for key in wanted} == wanted
 
 
 def start(**parts):
