@@ -48,7 +48,7 @@ class Data2Vec(Objective):
         "second copy of the encoder; nothing is gathered"
     )
     collapse: ClassVar[str] = "the loss falls to nothing while RankMe and the features' deviation do too"
-    choose: ClassVar[str] = "pieces that mean little by themselves: sound, pictures; several masks pay for the teacher"
+    choose: ClassVar[str] = "pieces that mean little by themselves; several masks pay for the teacher"
 
     def __init__(
         self,
