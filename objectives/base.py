@@ -30,8 +30,8 @@ class Objective(nn.Module):
     """Holds the backbone and what is trained for its sake: heads, decoder, teacher, prototypes, queue.
 
     `forward(views)` returns `{"loss": scalar, ...}`. Of the rest, all detached, what `extras` names goes to
-    `after_step`, and `features [B d]` go to the collapse monitor. The loss of a rank is such that the mean over ranks
-    is the loss of the joined batch, and so are the gradients.
+    `after_step`, `features [B d]` go to the collapse monitor, and other scalars to `metrics.jsonl` under their own names.
+    The loss of a rank is such that the mean over ranks is the loss of the joined batch, and so are the gradients.
 
     An objective whose loss is of the whole batch is two methods: `represent`, sample by sample, and `compare`, with all
     that mixes samples (normalisation over the batch, collectives). Forward is their composition; that split is what

@@ -99,6 +99,7 @@ class Loop:
         self.begun_digest = origin and origin["state"].get("start")
         self.monitor = Monitor(self.steps, self.team.count)
         self.step = self.applied = self.failed = self.saved = 0
+        self.scalars: dict[str, torch.Tensor] = {}  # the objective's own, of the latest step
         self.unjudged: list[tuple[torch.Tensor, torch.Tensor]] = []  # (applied, norm) of steps that were not read yet
         self.saved_at = time.monotonic()
         self.writer = checkpoint.Writer()
@@ -184,7 +185,7 @@ class Loop:
                         "samples": self.step * self.batch,
                         "samples_per_second": speed,
                         "data_wait": wait,
-                    }
+                    } | {name: self.engine.mean(value) for name, value in self.scalars.items()}
                     if self.monitor.due(self.step, run.logging_steps):
                         features = self.engine.gather(self.monitor.features())
                         figures |= self.monitor.figures(self.step, features) if self.team.is_first else {}
@@ -250,6 +251,7 @@ class Loop:
             trunk_rate = 0.0 if late < 0 else learning_rate(self.peak, self.warmup, late, max(1, self.steps - first))
         self.objective.before_step(self._progress())
         loss, extras = torch.zeros((), device=self.device), []
+        self.scalars = {}
         for number, batch in enumerate(micro):
             # Whatever draws from torch's own generator (a dropout, say) is the same after a resume.
             torch.manual_seed(mix(self.run.seed, self.step, number, self.engine.rank))
@@ -257,6 +259,9 @@ class Loop:
             self.engine.backward(out["loss"])
             loss += out["loss"].detach() / len(micro)
             extras.append({name: out[name] for name in self.objective.extras})
+            for name, value in out.items():  # what an objective says of itself
+                if name != "loss" and name not in self.objective.extras and value.ndim == 0:
+                    self.scalars[name] = self.scalars.get(name, 0) + value.detach() / len(micro)
             if "features" in out:
                 monitor.see(out["features"])
             applied, norm = self.engine.step(rate, trunk_rate)

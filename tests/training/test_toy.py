@@ -55,7 +55,8 @@ class Queued(Objective):
             near = (queries[a] * keys[b]).sum(-1, keepdim=True)
             logits = torch.cat([near, queries[a] @ self.queue.T], dim=1) / self.temperature
             loss = loss + F.cross_entropy(logits, torch.zeros(len(near), dtype=torch.long))
-        return {"loss": loss, "keys": collectives.gather(keys[0]), "features": z["pooled"][0].detach()}
+        near = near.mean().detach()
+        return {"loss": loss, "near": near, "keys": collectives.gather(keys[0]), "features": z["pooled"][0].detach()}
 
     def after_step(self, extras, progress):
         self.teacher.follow(self.backbone, self.projector, progress=progress)
@@ -238,6 +239,7 @@ def test_each_toy_runs_with_all_that_is_shipped(launch, sources, tmp_path, ranks
         lines = support.metrics(tmp_path / name)
         assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
         assert all(torch.tensor(line["loss"]).isfinite() for line in lines), name
+        assert all("near" in line and "keys" not in line for line in lines) or not name.endswith("queued")
         assert "eval_loss" in lines[-1]
         assert checkpoint.newest(tmp_path / name).name == "checkpoint-5"
     bad = (tmp_path / "series-queued" / "bad_samples.jsonl").read_text().splitlines()
