@@ -1,10 +1,12 @@
 """Objectives by name. The name in a config is the name in this table; nothing else registers anything."""
 
 from triptych.objectives.base import Objective, Progress
-from triptych.objectives.contrastive import SimCLR
+from triptych.objectives.clustering import SwAV
+from triptych.objectives.contrastive import MoCo, SimCLR
 from triptych.objectives.crops import Crops
 from triptych.objectives.decoding import Decoder, Predictor
-from triptych.objectives.distillation import BYOL
+from triptych.objectives.dino import DINO
+from triptych.objectives.distillation import BYOL, SimSiam
 from triptych.objectives.heads import Head
 from triptych.objectives.information import BarlowTwins, LeJEPA, VICReg, VISReg
 from triptych.objectives.latent import Data2Vec
@@ -15,16 +17,21 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,
     "masked": Masked,
     "simclr": SimCLR,
+    "moco": MoCo,
     "byol": BYOL,
     "data2vec": Data2Vec,
     "barlow_twins": BarlowTwins,
     "vicreg": VICReg,
     "lejepa": LeJEPA,
     "visreg": VISReg,
+    "simsiam": SimSiam,
+    "dino": DINO,
+    "swav": SwAV,
 }
 
 __all__ = [
     "BYOL",
+    "DINO",
     "MAE",
     "OBJECTIVES",
     "BarlowTwins",
@@ -35,10 +42,13 @@ __all__ = [
     "LeJEPA",
     "Mask",
     "Masked",
+    "MoCo",
     "Objective",
     "Predictor",
     "Progress",
     "SimCLR",
     "VICReg",
     "VISReg",
+    "SimSiam",
+    "SwAV",
 ]

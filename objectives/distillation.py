@@ -1,17 +1,18 @@
-"""Self-distillation: a student predicts what a teacher, its own moving average, makes of another view."""
+"""Self-distillation: a student predicts what a teacher, its own moving average or itself, makes of another view."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.encoders.backbone import Backbone, pooled
 from triptych.modalities.domains import Positive, Scale
 from triptych.modalities.view import ViewSpec
 from triptych.objectives.base import Batch, Objective, Progress
-from triptych.objectives.heads import Head, MLPHead
+from triptych.objectives.heads import BatchNorm, Head, MLPHead, projector
 from triptych.objectives.teacher import Teacher
 
 
@@ -35,9 +36,7 @@ class BYOL(Objective):
         if not half_life > 0:
             raise ValueError(f"objective.half_life {half_life} is not above 0; try 5000")
         self.compares = head.norm == "batch"
-        if head.layers < 1:
-            raise ValueError("objective.head.layers 0 is not in [1, inf); try 2: what is predicted is a projection")
-        self.projector = MLPHead(backbone.pooled_width, head)
+        self.projector = projector(backbone.pooled_width, head)
         self.predictor = MLPHead(head.out, replace(head, layers=2))
         self.teacher = Teacher(backbone, self.projector, half_life=half_life)
 
@@ -58,6 +57,46 @@ class BYOL(Objective):
 
     def averaged(self) -> Backbone:
         return self.teacher[0]
+
+
+class SimSiam(Objective):
+    """SimSiam (Chen and He 2021): predict the projection of the other view, through which no gradient flows.
+
+    With projections `z` and predictions `p = h(z)`, equation 4: `L = D(p1, sg(z2)) / 2 + D(p2, sg(z1)) / 2`, where D is
+    the negative cosine and sg stops the gradient: the only thing that keeps it from collapse, for there are neither
+    negatives nor a teacher. Departures: 1 is added, so that the loss is 0 where all is predicted; batches are
+    normalised over all ranks, and each view apart; the predictor's rate falls with all others.
+
+    Args:
+        head: sizes of the projector, whose output is normalised, too; the predictor has two layers, the hidden one a
+            quarter as wide as a projection, but 32 at least: of few, all may be 0, and such a guess has no direction.
+        scale: smallest and largest fraction of a sample that a view keeps.
+    """
+
+    cost: ClassVar[str] = "2 forwards of the student a sample; no teacher; gathers 2 sums of the heads' widths a layer"
+    collapse: ClassVar[str] = "the loss falls to 0 in a few steps and `feature_deviation` with it"
+    choose: ClassVar[str] = "where neither negatives nor the memory of a teacher are wanted, and batches are not tiny"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head = Head(2048, 2048, 3),
+        scale: Scale = (0.2, 1.0),
+    ):
+        super().__init__(backbone, tuple(ViewSpec(scale=scale, strength="strong", index=i) for i in range(2)))
+        self.compares = head.norm == "batch"
+        last = BatchNorm(head.out, affine=False) if self.compares else nn.LayerNorm(head.out, elementwise_affine=False)
+        self.projector = nn.Sequential(projector(backbone.pooled_width, head), last)
+        self.predictor = MLPHead(head.out, replace(head, layers=2, hidden=max(32, head.out // 4)))
+
+    def represent(self, views: Batch) -> dict[str, Tensor]:
+        return {"pooled": pooled(self.backbone, views)}
+
+    def compare(self, z: dict[str, Tensor]) -> dict[str, Tensor]:
+        projection = self.projector(z["pooled"])
+        guess, target = self.predictor(projection), projection.detach()
+        loss = (byol_loss(guess[0], target[1]) + byol_loss(guess[1], target[0])) / 4
+        return {"loss": loss, "features": z["pooled"][0].detach()}
 
 
 def byol_loss(guess: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -> Float[Tensor, ""]:

@@ -80,3 +80,10 @@ class MLPHead(nn.Sequential):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+
+def projector(width: int, head: Head) -> MLPHead:
+    """The head of an objective that cannot do without one."""
+    if head.layers < 1:
+        raise ValueError("objective.head.layers 0 is not in [1, inf); try 2: what is predicted is a projection")
+    return MLPHead(width, head)

@@ -135,6 +135,8 @@ TINY = {
 SMALL = {
     "head": {"hidden": 32, "out": 16},
     "decoder": {"width": 32, "depth": 1, "heads": 2},
+    "queue": 27,
+    "prototypes": 24,
     "crops": {"number": 2},
 }
 

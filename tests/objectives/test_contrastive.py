@@ -1,14 +1,15 @@
-"""NT-Xent: the value of SimCLR's algorithm 1, its limits, and whom it spares."""
+"""NT-Xent: the value of SimCLR's algorithm 1, its limits, and whom it spares. MoCo: whose keys are negatives."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from simulated import check_ranks_are_one
 
 from triptych.encoders.native import make
 from triptych.modalities import Image, View
-from triptych.objectives import Head, SimCLR
+from triptych.objectives import Head, Progress, SimCLR, contrastive
 from triptych.objectives.contrastive import nt_xent_loss
 
 TEMPERATURES = [0.05, 0.1, 0.5, 1.0]
@@ -125,3 +126,122 @@ def test_a_batch_in_parts_is_the_batch():
 def test_a_temperature_that_is_not_positive_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature.*not above 0"):
         SimCLR(make(Image(8, 4), width=16, depth=1, heads=1), temperature=temperature)
+
+
+# MoCo
+
+
+def moco(module=contrastive, **options):
+    torch.manual_seed(0)
+    options = {"head": Head(24, 12, 3, "layer"), "half_life": 20.0} | options
+    made = module.MoCo(make(Image(8, 4), width=16, depth=1, heads=1), **options)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made
+
+
+def batch(objective, first: int = 0, samples: int = 6) -> list[View]:
+    """Two views; the last sample is the first one again."""
+    image, number = objective.backbone.modality, torch.arange(first, first + samples)
+    identity = torch.cat([number[:-1], number[:1]])
+    random = torch.Generator().manual_seed(first)
+    data = [image.cut(torch.randn(samples, 3, 8, 8, generator=random)) for _ in range(2)]
+    return [View(**made, seed=number, identity=identity) for made in data]
+
+
+def check_moco_is_lightly_s_with_gradient(module=contrastive):
+    """The loss of queries, their keys and a full queue."""
+    loss = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.2, memory_bank_size=(20, 8))
+    random = torch.Generator().manual_seed(0)
+    query, key, bank = (torch.randn(n, 8, generator=random) for n in (6, 6, 20))
+    key, bank = (torch.nn.functional.normalize(x, dim=-1) for x in (key, bank))
+    loss.memory_bank.bank, loss.memory_bank.bank_ptr = bank.clone(), torch.zeros(1, dtype=torch.long)
+    ours, theirs = query.clone().requires_grad_(), query.clone().requires_grad_()
+    mine = module.info_nce_loss(ours, key, bank, torch.zeros(6, 20, dtype=torch.bool), 0.2)
+    other = loss(theirs, key)
+    torch.testing.assert_close(mine, other, atol=5e-6, rtol=1e-6)
+    mine.backward()
+    other.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=5e-6, rtol=1e-5)
+
+
+def test_moco_is_lightly_s_with_gradient():
+    check_moco_is_lightly_s_with_gradient()
+
+
+def check_moco_s_negatives(module=contrastive, queue: int = 20, predictor: int = 0):
+    """Written out, query by query: the batch's keys of the other view and the filled slots, without equal samples'."""
+    ours = moco(module, queue=queue, predictor=predictor)
+    for step in range(2):  # 12 keys a step: of 20 slots, 8 are empty at the second
+        views = batch(ours, 3 * step)
+        out = ours(views)
+        with torch.no_grad():
+            query = torch.stack([ours.predictor(ours.projector(ours.backbone(v))) for v in views]).double()
+            key = torch.stack([ours.teacher[1](ours.teacher[0](v)) for v in views]).double()
+        query, key = (x / x.norm(dim=-1, keepdim=True) for x in (query, key))
+        identity, losses = views[0].identity.tolist(), []
+        for view in range(2):
+            for i in range(6):
+                near = (query[view, i] @ key[1 - view, i] / 0.2).exp()
+                far = [key[1 - view, j] for j in range(6) if identity[j] != identity[i]]
+                if queue:
+                    known = zip(ours.queue.values, ours.queue.identity.tolist(), strict=True)
+                    far += [k.double() for k, name in list(known)[: ours.queue.taken] if name != identity[i]]
+                rest = sum((query[view, i] @ k / 0.2).exp() for k in far)
+                losses.append(-(near / (near + rest)).log())
+        expected = torch.stack(losses).mean()
+        assert out["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
+        ours.after_step([{name: out[name] for name in ours.extras}], Progress(step + 1, 10, 6))
+        if queue:
+            assert ours.queue.taken == 12 * (step + 1)
+            latest = ours.queue.values[torch.arange(12 * step, 12 * step + 12) % queue].double()
+            torch.testing.assert_close(latest, key.transpose(0, 1).flatten(0, 1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("queue", "predictor"), [(20, 0), (0, 2), (13, 2)])
+def test_moco_s_negatives(queue, predictor):
+    check_moco_s_negatives(contrastive, queue, predictor)
+
+
+def test_moco_without_a_queue_is_version_3_with_gradient():
+    """Algorithm 1 of the paper: logits of all pairs, labels on the diagonal. (Here without its factor 2 t.)"""
+    ours = moco()
+    views = [v.replace(identity=torch.arange(6)) for v in batch(ours)]
+    other = moco()
+    query = [other.predictor(other.projector(other.backbone(v))) for v in views]
+    with torch.no_grad():
+        key = [other.teacher[1](other.teacher[0](v)) for v in views]
+    unit = torch.nn.functional.normalize
+    expected = sum(
+        torch.nn.functional.cross_entropy(unit(query[a], dim=1) @ unit(key[1 - a], dim=1).T / 0.2, torch.arange(6))
+        for a in (0, 1)
+    )
+    loss = ours(views)["loss"]
+    torch.testing.assert_close(2 * loss, expected, atol=1e-5, rtol=1e-5)
+    (2 * loss).backward()
+    expected.backward()
+    for (name, mine), theirs in zip(ours.named_parameters(), other.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def check_moco_on_ranks(module=contrastive):
+    ours = moco(module, queue=20, head=Head(24, 12, 3))
+    check_ranks_are_one(ours, [batch(ours, 0, 8), batch(ours, 8, 8)], Progress(1, 10, 16))
+
+
+def test_moco_on_two_ranks_with_accumulation_is_one():
+    check_moco_on_ranks()
+
+
+def test_moco_does_not_depend_on_the_order_and_an_evaluation_moves_nothing():
+    ours = moco(queue=20)
+    views, order = batch(ours), torch.randperm(6)
+    out = ours(views)
+    ours.after_step([{name: out[name] for name in ours.extras}], Progress(1, 10, 6))
+    before = {name: buffer.clone() for name, buffer in ours.named_buffers()}
+    ours.eval()
+    other = [v.replace(data=v.data[order], identity=v.identity[order]) for v in views]
+    torch.testing.assert_close(ours(other)["loss"], ours(views)["loss"], atol=1e-6, rtol=1e-6)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in ours.named_buffers())

@@ -1,4 +1,4 @@
-"""BYOL: its formula, and a teacher that follows as it should."""
+"""BYOL and SimSiam: their formulas, and a teacher that follows as it should."""
 
 import copy
 
@@ -9,8 +9,9 @@ from torch import nn
 
 from triptych.encoders.native import make
 from triptych.modalities import Image, View
-from triptych.objectives import BYOL, Head, Progress
+from triptych.objectives import BYOL, Head, Progress, SimSiam, distillation
 from triptych.objectives.distillation import byol_loss
+from triptych.objectives.heads import BatchNorm
 from triptych.objectives.teacher import Teacher
 
 
@@ -140,3 +141,82 @@ def test_buffers_are_copied():
 def test_a_half_life_that_is_not_positive_is_refused(half_life):
     with pytest.raises(ValueError, match="half_life.*not above 0"):
         BYOL(make(Image(8, 4), width=16, depth=1, heads=1), half_life=half_life)
+
+
+def simsiam(module=distillation, **options):
+    torch.manual_seed(0)
+    made = module.SimSiam(make(Image(8, 4), width=16, depth=2, heads=2), **({"head": Head(24, 12, 3)} | options))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made
+
+
+def check_simsiam(module=distillation):
+    """Loss and gradient of all parameters are those of lightly's loss on torch's batch normalisation."""
+    ours = simsiam(module)
+    views, theirs = views_of(ours), copy.deepcopy(ours)
+
+    def apply(head, x):
+        for part in head:
+            if isinstance(part, nn.Sequential):
+                x = apply(part, x)
+            elif isinstance(part, BatchNorm):
+                x = nn.functional.batch_norm(x, None, None, part.weight, part.bias, True, eps=part.eps)
+            else:
+                x = part(x)
+        return x
+
+    projections = [apply(theirs.projector, theirs.backbone(view)) for view in views]
+    guesses = [apply(theirs.predictor, z) for z in projections]
+    distance = pytest.importorskip("lightly.loss").NegativeCosineSimilarity()
+    first, second = distance(guesses[0], projections[1].detach()), distance(guesses[1], projections[0].detach())
+    expected = 1 + (first + second) / 2
+    loss = ours(views)["loss"]
+    torch.testing.assert_close(loss, expected, atol=5e-6, rtol=1e-6)
+    loss.backward()
+    expected.backward()
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if mine.requires_grad and name != "backbone.embedding.hidden":
+            torch.testing.assert_close(mine.grad, other.grad, atol=5e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_simsiam_is_lightly_s_with_gradient():
+    check_simsiam()
+
+
+def check_no_gradient_flows_through_the_other_view(module=distillation):
+    """With a predictor that is the identity, the gradient of a view is that towards the other as a constant."""
+    ours = simsiam(module)
+    ours.projector = ours.predictor = nn.Identity()
+    z = torch.randn(2, 6, 16, requires_grad=True)
+    ours.compare({"pooled": z})["loss"].backward()
+    first, second = (v.detach().clone().requires_grad_() for v in z)
+    loss = -nn.functional.cosine_similarity(first, second.detach()).mean() / 2
+    loss = loss - nn.functional.cosine_similarity(second, first.detach()).mean() / 2
+    loss.backward()
+    torch.testing.assert_close(z.grad, torch.stack([first.grad, second.grad]), atol=1e-6, rtol=1e-5)
+
+
+def test_no_gradient_flows_through_the_other_view():
+    check_no_gradient_flows_through_the_other_view()
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_simsiam_s_range_and_order(norm):
+    """From 0 to 2, whatever the order of the batch; with normalised layers a sample does not depend on the others."""
+    ours = simsiam(head=Head(24, 12, 3, norm))
+    z = torch.randn(2, 6, 16)
+    loss, order = ours.compare({"pooled": z})["loss"], torch.randperm(6)
+    assert 0 <= loss <= 2 and ours.compares == (norm == "batch")
+    torch.testing.assert_close(ours.compare({"pooled": z[:, order]})["loss"], loss, atol=1e-6, rtol=1e-5)
+    parts = torch.stack([ours.compare({"pooled": z[:, i : i + 2]})["loss"] for i in (0, 2, 4)]).mean()
+    assert (loss - parts).abs() < 1e-6 or norm == "batch"
+    same = torch.randn(6, 12)
+    assert byol_loss(same, same).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", [BYOL, SimSiam])
+def test_what_is_predicted_has_a_head(objective):
+    with pytest.raises(ValueError, match="objective.head.layers 0"):
+        objective(make(Image(8, 4), width=16, depth=1, heads=1), head=Head(layers=0))
