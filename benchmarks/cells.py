@@ -1,17 +1,19 @@
 """Every objective on every modality: is the result better than none?
 
     python benchmarks/cells.py path/to/data [--only image_mae] [--threads 2] [--work runs/cells]
+    python benchmarks/cells.py --docs        # write the table of docs/benchmarks.md from the lines that there are
 
 `path/to/data` holds the folders cifar10, fsdd and ag_news with train.parquet and test.parquet. One cell is one config
 of configs/ with a number of samples; it pretrains, probes (linear, both poolings, full labels), fine-tunes with few
-labels, and writes a JSON line to `cells.jsonl`; what is there is not run again. The untrained encoder, fine-tuning from
-scratch and a plain baseline stand beside each. How a cell is judged is fixed beforehand: contrastive and distillation
-cells, and those of text, by the linear probe against random initialisation; masked cells of pictures and sound by
-few-label fine-tuning against scratch. It counts when its mean minus one deviation (over label draws) is above the
-reference.
+labels, and adds a line to `benchmarks/cells.jsonl`, with the hash of its resolved configuration; what is there with the
+same hash is not run again. The untrained encoder, fine-tuning from scratch and a plain baseline stand beside each. How
+a cell is judged is fixed beforehand: those that predict content of hidden pieces (`BY_TUNING`), on pictures and sound,
+by few-label fine-tuning against scratch; all others, and all on text, by the linear probe against random
+initialisation. It counts when its mean minus one deviation (over label draws) is above the reference.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -19,12 +21,17 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MODALITIES, OBJECTIVES = ("image", "audio", "text"), ("mae", "masked", "simclr", "byol")
-# samples of pretraining: two to eight minutes on one core
+LINES = ROOT / "benchmarks" / "cells.jsonl"
+BY_TUNING = ("mae", "masked", "data2vec", "position", "codes")
+# Samples of pretraining, by modality: about three to four minutes of one core.
 SAMPLES = {
-    "image_mae": 250_000, "image_masked": 150_000, "image_simclr": 80_000, "image_byol": 70_000,
-    "audio_mae": 200_000, "audio_masked": 120_000, "audio_simclr": 50_000, "audio_byol": 50_000,
-    "text_mae": 110_000, "text_masked": 110_000, "text_simclr": 47_000, "text_byol": 140_000,
+    "mae": (250_000, 200_000, 110_000), "masked": (150_000, 120_000, 110_000), "simclr": (80_000, 50_000, 47_000),
+    "byol": (70_000, 50_000, 140_000), "moco": (70_000, 50_000, 40_000), "simsiam": (80_000, 50_000, 47_000),
+    "dino": (40_000, 30_000, 30_000), "swav": (50_000, 40_000, 35_000), "diet": (160_000, 100_000, 90_000),
+    "barlow_twins": (80_000, 50_000, 47_000), "vicreg": (80_000, 50_000, 47_000), "lejepa": (60_000, 40_000, 40_000),
+    "visreg": (60_000, 40_000, 40_000), "data2vec": (60_000, 50_000, 40_000), "ijepa": (100_000, 80_000, 60_000),
+    "position": (200_000, 160_000, 110_000), "codes": (150_000, 120_000, 110_000),
+    "frozen_teacher": (120_000, 80_000, 60_000),
 }  # fmt: skip
 # Spoken digits last 0.4 s: a window of 1 s would be padding for the most part.
 SIZES = {"audio": {"seconds": 0.64, "mel_bins": 64, "tile": [64, 4]}}
@@ -34,47 +41,92 @@ DATA = {
     "audio": ("fsdd", "audio", 20, 2_560, 7_680),
     "text": ("ag_news", "text", 50, 4_000, 12_000),
 }
+MODALITIES = tuple(DATA)
+# What a frozen teacher is: on pictures and sound our own SimCLR's export, on text the folder of `--teacher`.
 DRAWS, PROBE_ROWS, TEST_ROWS = 5, 10_000, 2_000
 TEST_SPEAKERS = ("theo", "yweweler")  # of fsdd's six: nobody is in both parts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--only", default="", help="cells whose name has this")
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--only", nargs="+", default=[""], help="cells whose name has one of these")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/cells"))
+    parser.add_argument("--teacher", type=Path, help="native folder of a text encoder, for text_frozen_teacher")
+    parser.add_argument("--docs", action="store_true", help="write the table of docs/benchmarks.md, and run nothing")
     arguments = parser.parse_args()
+    if arguments.docs:
+        return write_docs()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    file = arguments.work / "cells.jsonl"
 
     import torch
 
     torch.set_num_threads(arguments.threads)
-    done = {c["cell"]: c for c in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+    done = lines()
     for modality in MODALITIES:
-        for name in (f"reference_{modality}", *(f"{modality}_{objective}" for objective in OBJECTIVES)):
-            wanted = arguments.only in name or name.startswith("reference") and modality in arguments.only
-            if name in done or not wanted:
+        for name in (f"reference_{modality}", *(f"{modality}_{objective}" for objective in SAMPLES)):
+            if not any(only in name or name == f"reference_{modality}" and modality in only for only in arguments.only):
+                continue
+            known = fingerprint(name)
+            if done.get(name, {}).get("config") == known:
                 continue
             run = reference if name.startswith("reference") else cell
-            done[name] = {"cell": name} | run(name, modality, arguments)
-            with open(file, "a") as out:
-                out.write(json.dumps(done[name]) + "\n")
+            done[name] = {"cell": name, "config": known} | run(name, modality, arguments)
+            LINES.write_text("".join(json.dumps(line) + "\n" for line in done.values()))
             print(json.dumps(done[name]), flush=True)
     print(table(done))
 
 
-def config_of(name: str, modality: str, data: Path, folder: Path):
-    from triptych.training.command_line import load_yaml, merge, read, unfold
+def lines() -> dict[str, dict]:
+    """Finished cells by name."""
+    found = LINES.read_text().splitlines() if LINES.exists() else []
+    return {line["cell"]: line for line in map(json.loads, found)}
 
-    source, column, *_ = DATA[modality]
+
+def samples_of(name: str) -> int:
+    modality, _, objective = name.partition("_")
+    return SAMPLES[objective][MODALITIES.index(modality)]
+
+
+def settings_of(name: str) -> dict:
+    """What a cell is run with, but for its folder and the place of its data: its shipped recipe, so many samples."""
+    from triptych.training.command_line import load_yaml, merge, unfold
+
+    modality = name.partition("_")[0]
     given = unfold(load_yaml(ROOT / "configs" / f"{name}.yaml"))
-    steps = SAMPLES[name] // given["per_device_train_batch_size"]
-    changes = {"output_dir": str(folder), "max_steps": steps, "logging_steps": 50, "save_steps": 0, "eval_steps": 0}
-    changes |= {"modality": SIZES.get(modality, {})}
+    changes = {"max_steps": samples_of(name) // given["per_device_train_batch_size"]}
+    changes |= {"modality": SIZES.get(modality, {}), "data": {"name": DATA[modality][0], "column": DATA[modality][1]}}
+    return merge(given, changes)
+
+
+# Options of the run that decide figures; all of the modality, the encoder and the objective do.
+DECIDE = ["learning_rate", "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"]
+DECIDE += ["warmup_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed"]
+
+
+def fingerprint(name: str) -> str:
+    """A hash of the resolved settings of a cell that decide its figures: with others it is another cell."""
+    from triptych.training.settings import defaults_of, flatten, plain
+
+    if name.startswith("reference"):
+        name = f"{name.partition('_')[2]}_simclr"
+    modality, _, objective = name.partition("_")
+    resolved = plain(defaults_of(modality, objective)) | flatten(settings_of(name))
+    kept = {k: v for k, v in resolved.items() if v is not None and (k in DECIDE or k.partition(".")[1])}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def config_of(name: str, modality: str, data: Path, folder: Path, teacher: Path | None = None):
+    from triptych.training.command_line import merge, read
+
+    source = DATA[modality][0]
     path = data / source / "train.parquet" if modality != "audio" else folder.parent / "fsdd_train.parquet"
-    return read(merge(given, changes | {"data": {"name": str(path), "column": column}, "report_to": "none"}))
+    changes = {"output_dir": str(folder), "logging_steps": 50, "save_steps": 0, "eval_steps": 0, "report_to": "none"}
+    changes |= {"data": {"name": str(path)}}
+    if teacher is not None:
+        changes |= {"objective": {"teacher": str(teacher)}}
+    return read(merge(settings_of(name), changes))
 
 
 def rows_of(config, modality_name: str, modality, data: Path, work: Path):
@@ -218,14 +270,17 @@ def cell(name: str, modality: str, arguments) -> dict:
 
     if modality == "audio":
         split_by_speaker(arguments.data / "fsdd", arguments.work)
-    config = config_of(name, modality, arguments.data, arguments.work / name)
+    teacher = None
+    if name.endswith("frozen_teacher"):
+        teacher = arguments.teacher if modality == "text" else exported(f"{modality}_simclr", arguments)
+    config = config_of(name, modality, arguments.data, arguments.work / name, teacher)
     began, cpu = time.perf_counter(), cpu_seconds()
     figures = pretrain(config)
     minutes, cpu = (time.perf_counter() - began) / 60, (cpu_seconds() - cpu) / 60
     backbone = from_run(config.run.output_dir)[1].backbone
     train, y, test, test_y = rows_of(config, modality, backbone.modality, arguments.data, arguments.work)
     result = {
-        "samples": SAMPLES[name],
+        "samples": samples_of(name),
         "minutes": minutes,
         "cpu_minutes": cpu,
         "loss": figures.get("loss"),
@@ -237,39 +292,70 @@ def cell(name: str, modality: str, arguments) -> dict:
     return result | {"finetuned": budgets(again, train, y, test, test_y, modality)}
 
 
+def exported(name: str, arguments) -> Path:
+    """A run of this script as a native folder."""
+    from triptych import export
+
+    folder = arguments.work / f"{name}_exported"
+    if not folder.is_dir():
+        export.main([str(arguments.work / name), "--to", str(folder)])
+    return folder
+
+
 def cpu_seconds() -> float:
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
 
 
+def compared(result: dict, known: dict, name: str) -> tuple[list[float], list[float], bool]:
+    """What a cell is judged by: its scores, those of the encoder without pretraining, and whether they are probes'."""
+    modality, _, objective = name.partition("_")
+    by_probe = objective not in BY_TUNING or modality == "text"
+    kinds = ("probe", "probe") if by_probe else ("finetuned", "scratch")
+    mine, other = (max(r[kind].values(), key=statistics.mean) for r, kind in zip((result, known), kinds, strict=True))
+    return mine, other, by_probe
+
+
 def table(done: dict) -> str:
-    """The README's table."""
+    """The table of docs/benchmarks.md."""
 
     def text(values: list[float]) -> str:
         return f"{statistics.mean(values):.1f} ± {statistics.pstdev(values):.1f}"
 
-    lines = [
+    rows = [
         "| cell | samples | CPU min | probe, native / mean | random | fine-tuned | scratch | plain | RankMe | counts |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, result in done.items():
-        modality, objective = name.split("_")
+        modality, _, objective = name.partition("_")
         known = done.get(f"reference_{modality}")
         if name.startswith("reference") or not known:
             continue
-        best = {who: max(r["probe"].values(), key=statistics.mean) for who, r in (("ours", result), ("none", known))}
+        mine, other, by_probe = compared(result, known, name)
         finetuned, scratch = (max(v.values(), key=statistics.mean) for v in (result["finetuned"], known["scratch"]))
-        by_probe = objective in ("simclr", "byol") or modality == "text"
-        mine, other = (best["ours"], best["none"]) if by_probe else (finetuned, scratch)
         gain = statistics.mean(mine) - statistics.mean(other)
         verdict = f"{'yes' if gain > statistics.pstdev(mine) else 'no'}, {gain:+.1f}"
         probe, random = (" / ".join(text(r["probe"][p]) for p in ("native", "mean")) for r in (result, known))
-        lines.append(
+        rows.append(
             f"| {modality} {objective} | {result['samples']:,} | {result['cpu_minutes']:.1f} | {probe} | {random} "
             f"| {text(finetuned)} | {text(scratch)} | {known['plain']:.1f} | {result['rankme'] or 0:.1f} "
             f"| {verdict} ({'probe' if by_probe else 'fine-tuned'}) |"
         )
-    return "\n".join(lines)
+    return "\n".join(rows)
+
+
+BEGIN, END = "<!-- made by benchmarks/cells.py --docs -->", "<!-- end -->"
+
+
+def with_table(page: str) -> str:
+    """The page with the table of the lines that there are."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{table(lines())}\n{END}{rest.partition(END)[2]}"
+
+
+def write_docs() -> None:
+    page = ROOT / "docs" / "benchmarks.md"
+    page.write_text(with_table(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -136,12 +136,9 @@ def main() -> None:
                 return from_run(cfg["output_dir"])[1].backbone
             from triptych.encoders import native
 
-            family, start = native.start_from(str(folder), "image")
-            made = read(cfg)
+            start, made = native.start_from(str(folder), "image"), read(cfg)
             made.modality |= start.modality | {"mean": 0.5, "std": 0.5}
-            objective = made.build_objective(made.build_modality())
-            native.load(family, start, objective)
-            return objective.backbone
+            return made.build_objective(made.build_modality(), start).backbone
 
         for seed in range(DRAWS):
             cell(f"random {size} {seed}", lambda cfg=cfg, seed=seed: probe(untrained(cfg, seed), cfg))
@@ -213,7 +210,7 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
             raw = batch["views"][0]
             view = modality.prepare(raw)
             noise = masking.random(view, 3).double()
-            pixels = raw["data"].float() / 127.5 - 1
+            pixels = raw.data.float() / 127.5 - 1
         loss = model(pixels, noise=-noise).loss  # the native class keeps the lowest, we drop them
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.max_grad_norm)

@@ -32,7 +32,7 @@ def main(clips: int = 16, rounds: int = 15, seconds: float = 10.0):
 
     def ours():
         samples = [padded(wave, modality.window) for wave in waves]
-        return modality.prepare(modality.collate(samples, torch.arange(clips)))["data"]
+        return modality.prepare(modality.collate(samples, torch.arange(clips))).data
 
     def theirs():
         return extractor(waves, sampling_rate=RATE, return_tensors="pt")["input_values"]

@@ -30,8 +30,9 @@ class Objective(nn.Module):
     """Holds the backbone and what is trained for its sake: heads, decoder, teacher, prototypes, queue.
 
     `forward(views)` returns `{"loss": scalar, ...}`. Of the rest, all detached, what `extras` names goes to
-    `after_step`, `features [B d]` go to the collapse monitor, and other scalars to `metrics.jsonl` under their own names.
-    The loss of a rank is such that the mean over ranks is the loss of the joined batch, and so are the gradients.
+    `after_step`, `features [B d]` go to the collapse monitor, and other scalars to `metrics.jsonl` under their own
+    names. The loss of a rank is such that the mean over ranks is the loss of the joined batch, and so are the
+    gradients.
 
     An objective whose loss is of the whole batch is two methods: `represent`, sample by sample, and `compare`, with all
     that mixes samples (normalisation over the batch, collectives). Forward is their composition; that split is what
@@ -41,6 +42,11 @@ class Objective(nn.Module):
     are the objective's configuration.
     """
 
+    # In a line each, for docs/objectives.md: forwards, memory and what is gathered; its collapse and which figure shows
+    # it; when to take it.
+    cost: ClassVar[str] = ""
+    collapse: ClassVar[str] = ""
+    choose: ClassVar[str] = ""
     extras: ClassVar[tuple[str, ...]] = ()
     # Beginnings of names of tensors, and what these were in checkpoints of earlier versions.
     earlier: ClassVar[dict[str, str]] = {}

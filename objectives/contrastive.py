@@ -28,6 +28,12 @@ class SimCLR(Objective):
         scale: smallest and largest fraction of a sample that a view keeps.
     """
 
+    cost: ClassVar[str] = (
+        "two forwards; gathers the projections, 8 · B · W · d bytes; 2B × 2BW similarities on each rank"
+    )
+    collapse: ClassVar[str] = "held off by the negatives; a loss near 0 says that the views are trivially alike"
+    choose: ClassVar[str] = "the first to try: fast, no teacher, frozen features at once; wants other samples beside"
+
     compares = True
 
     def __init__(

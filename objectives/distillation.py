@@ -25,6 +25,10 @@ class BYOL(Objective):
         scale: smallest and largest fraction of a sample that a view keeps.
     """
 
+    cost: ClassVar[str] = "two forwards and two of the teacher, which is a copy of encoder and head; head statistics"
+    collapse: ClassVar[str] = "slow: RankMe falls, mean cosine rises to 1; raise `half_life`, or lower the rate"
+    choose: ClassVar[str] = "no negatives: sets in which many samples are alike; a slow starter"
+
     def __init__(
         self,
         backbone: Backbone,

@@ -1,0 +1,67 @@
+"""The scripts behind the figures run, and the figures that are kept are of the settings that are shipped."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import support
+
+ROOT = Path(__file__).parents[1]
+CELLS = importlib.util.spec_from_file_location("cells", ROOT / "benchmarks" / "cells.py")
+cells = importlib.util.module_from_spec(CELLS)
+CELLS.loader.exec_module(cells)
+
+
+def test_the_measured_cells_are_those_of_the_shipped_configurations():
+    for name, line in cells.lines().items():
+        assert line["config"] == cells.fingerprint(name), f"{name} was measured with other settings: measure it again"
+
+
+def test_another_setting_is_another_cell(monkeypatch):
+    before = cells.fingerprint("image_mae")
+    assert before == cells.fingerprint("image_mae") != cells.fingerprint("image_simclr")
+    monkeypatch.setitem(cells.SAMPLES, "mae", (1_000, 1_000, 1_000))
+    assert cells.fingerprint("image_mae") != before
+
+
+def test_the_table_of_the_page_is_that_of_the_lines():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert cells.BEGIN not in page or page == cells.with_table(page), "python benchmarks/cells.py --docs"
+
+
+SCRIPTS = {
+    "step": ["step.py", "--rounds", "1"],
+    "step of SimCLR": ["step.py", "--simclr", "--rounds", "1"],
+    "engine": ["step.py", "--engine", "--rounds", "1"],
+    "filterbank": ["filterbank.py", "--rounds", "1", "--clips", "2"],
+    "text": [
+        "text_step.py",
+        "{texts}",
+        "--steps",
+        "1",
+        "--width",
+        "32",
+        "--heads",
+        "2",
+        "--depth",
+        "1",
+        "--batch",
+        "8",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_prints_its_figures(name, tmp_path):
+    texts = tmp_path / "texts.parquet"
+    values = support.cells("text", 64)[0]
+    datasets.Dataset.from_dict({"text": values}).to_parquet(str(texts))
+    command = [part.format(texts=texts) for part in SCRIPTS[name]]
+    command[0] = str(ROOT / "benchmarks" / command[0])
+    done = subprocess.run([sys.executable, *command], env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0 and any(c.isdigit() for c in done.stdout), done.stderr[-2000:]
