@@ -55,17 +55,20 @@ class Backbone(nn.Module):
         """Width of a sample's vector."""
         return self.width * (2 if self.pooling == "lead+pieces" else 1)
 
-    def tokens(self, view: View, hide: Bool[Tensor, "r n"] | None = None):
+    def tokens(self, view: View, hide: Bool[Tensor, "r n"] | None = None, places: Float[Tensor, "r n d"] | None = None):
         """Embedded tokens `[r m d]`, leads first, their segments `[r m]` or None, their coordinates `[r m a]` or None.
 
-        Where `hide` is True the embedding's `hidden` stands in for the content; the place stays.
+        Where `hide` is True the embedding's `hidden` stands in for the content; the place stays. `places` go before
+        those of the embedding.
         """
         made = self.encoder.architecture
-        return self.embedding(view, hide, made.theta is not None or any(made.windows))
+        return self.embedding(view, hide, made.theta is not None or any(made.windows), places)
 
-    def encode(self, view: View, hide: Bool[Tensor, "r n"] | None = None) -> Encoded:
+    def encode(
+        self, view: View, hide: Bool[Tensor, "r n"] | None = None, places: Float[Tensor, "r n d"] | None = None
+    ) -> Encoded:
         samples = None if view.samples is None else view.samples.shape[1]
-        return self.split(self.encoder(*self.tokens(view, hide), samples=samples), view)
+        return self.split(self.encoder(*self.tokens(view, hide, places), samples=samples), view)
 
     def branches(self, view: View) -> list[Float[Tensor, "r n d"]]:
         """What the MLP of each block gave for the pieces of a view, before it was added to them."""

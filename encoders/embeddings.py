@@ -21,24 +21,32 @@ class Embedding(nn.Module):
         made: the encoder's arguments.
 
     `leads` is the number of tokens that stand for no piece; the backbone puts them at the head of each sample.
+    `placed` says whether places are added to contents: if not, only rotations and windows know them.
     """
 
     leads: int = 1
+    placed: bool = True
     no_decay: tuple[str, ...] = ()  # own parameters that weight decay spares, beside biases and norms
 
     def __init__(self, modality: Modality, made: Architecture):
         super().__init__()
         self.modality = modality
 
-    def forward(self, view: View, hide: Bool[Tensor, "r n"] | None = None, coordinates: bool = False):
+    def forward(
+        self,
+        view: View,
+        hide: Bool[Tensor, "r n"] | None = None,
+        coordinates: bool = False,
+        places: Float[Tensor, "r n d"] | None = None,
+    ):
         """Tokens `[r m d]`, leads first, their segments `[r m]` or None, their coordinates `[r m a]` or None.
 
-        Where `hide` is True `hidden` stands in for the content; the place stays.
+        Where `hide` is True `hidden` stands in for the content; the place stays. `places` go before the pieces' own.
         """
         content = self.content(view.data)
         if hide is not None:
             content = torch.where(hide[..., None], self.hidden.to(content.dtype), content)
-        pieces = self.join(content, self.place(view.position, view.grid))
+        pieces = self.join(content, self.place(view.position, view.grid) if places is None else places)
         lead = self.lead().to(pieces.dtype)
         samples = 1 if view.segment is None else view.samples.shape[1]
         tokens = torch.cat([lead.repeat(samples, 1).expand(len(pieces), -1, -1), pieces], dim=1)
@@ -106,7 +114,7 @@ class GridEmbedding(Embedding):
     def __init__(self, modality: Grid, made: Architecture, variant: GridVariant = GridVariant()):
         super().__init__(modality, made)
         self.variant, width = variant, made.width
-        self.leads = variant.leads + variant.registers
+        self.leads, self.placed = variant.leads + variant.registers, variant.table
         self.projection = nn.Linear(modality.values, width)
         if self.leads:
             self.lead_content = nn.Parameter(torch.empty(self.leads, width))
@@ -199,6 +207,7 @@ class TokenEmbedding(Embedding):
         super().__init__(modality, made)
         tokenizer = modality.processor()  # refuses where there is none yet
         self.variant, self.made, width = variant, made, made.width
+        self.placed = variant.table
         self.first_row = modality.padding + 1 if variant.after_padding else 0  # of a text's first token
         self.words = nn.Embedding(modality.rows, width, padding_idx=modality.padding)
         if variant.table:

@@ -36,11 +36,11 @@ class Modality:
     """Settings, and what becomes of a sample before it is embedded. A plain object: what is trained is elsewhere.
 
     In the workers: `read`, `view`, `collate`. On the device: `prepare`; then, for masked objectives, `hideable`,
-    `droppable`, `corrupt` and `error`. Subclasses name the column feature they read (`features`), the file suffixes of
-    folders (`suffixes`), and which settings are measures of the data (`sizes`): all others go with a recipe. The
-    embedding that goes with it is its family's (`encoders.native`); a modality without a
-    native family names the class of its own (`embedding`). Of a sample, `stay` pieces at most are not `droppable`; None
-    for any number.
+    `droppable`, `corrupt`, `error` and `numbers`. Subclasses name the column feature they read (`features`), the file
+    suffixes of folders (`suffixes`), and which settings are measures of the data (`sizes`): all others go with a
+    recipe. The embedding that goes with it is its family's (`encoders.native`); a modality without a native family
+    names the class of its own (`embedding`). Of a sample, `stay` pieces at most are not `droppable`; None for any
+    number.
     """
 
     sizes: ClassVar[tuple[str, ...]] = ()
@@ -131,6 +131,15 @@ class Modality:
         """One error a guess, in float32."""
         raise NotImplementedError
 
+    @property
+    def values(self) -> int:
+        """How many numbers `numbers` gives of a piece."""
+        raise NotImplementedError
+
+    def numbers(self, view: View) -> Float[Tensor, "r n p"]:
+        """What a piece holds, as numbers that no training changes: for targets that are made of the input alone."""
+        raise NotImplementedError
+
 
 class Grid(Modality):
     """Pieces cut from a regular grid of values, `[channels, height, width]`: pictures and spectrograms.
@@ -161,6 +170,9 @@ class Grid(Modality):
     def values(self) -> int:
         """Values in a piece."""
         return self.channels * self.tile[0] * self.tile[1]
+
+    def numbers(self, view: View) -> Float[Tensor, "r n p"]:
+        return view.data
 
     def check_target(self) -> None:
         """A piece of one value has no deviation to be normalised by."""

@@ -18,6 +18,7 @@ from triptych.modalities.view import View, ViewSpec
 from triptych.modalities.windows import windows, word_starts
 
 SPLIT, SPAN, DELETE = 1, 2, 3  # what a view's random numbers are for
+FROZEN, NUMBERS, NEAR = 0xF02E, 16, (-1, 0, 1)  # random vectors of tokens: their seed, their width, which neighbours'
 
 
 class Text(Modality):
@@ -219,6 +220,25 @@ class Text(Modality):
 
     def error(self, guess: Float[Tensor, "h v"], data: Int[Tensor, " h"]) -> Float[Tensor, " h"]:
         return F.cross_entropy(guess.float(), data, reduction="none")
+
+    @property
+    def values(self) -> int:
+        return len(NEAR) * NUMBERS
+
+    def numbers(self, view: View) -> Float[Tensor, "r n p"]:
+        """Frozen random vectors of a token and its two neighbours in its text; zeros beyond the text's ends.
+
+        They are hashes of the ids, of mean 0 and variance 1: the same in every run, and no table.
+        """
+        column = torch.arange(NUMBERS, device=view.data.device)
+        vectors = (uniform(mix(FROZEN, view.data)[..., None], column) - 0.5) * 12**0.5
+        near = []
+        for step in NEAR:
+            there = view.segment.roll(-step, 1) == view.segment
+            if step:  # a row's first piece has none before it, its last none after it
+                there[:, 0 if step < 0 else -1] = False
+            near.append(vectors.roll(-step, 1) * there[..., None])
+        return torch.cat(near, dim=-1)
 
 
 def half(length: int, which: int, random: np.random.Generator) -> Bool[np.ndarray, " n"]:

@@ -9,9 +9,10 @@ from triptych.objectives.dino import DINO
 from triptych.objectives.distillation import BYOL, SimSiam
 from triptych.objectives.heads import Head
 from triptych.objectives.information import BarlowTwins, LeJEPA, VICReg, VISReg
-from triptych.objectives.latent import Data2Vec
+from triptych.objectives.latent import IJEPA, Data2Vec
 from triptych.objectives.masked import MAE, Masked
 from triptych.objectives.masking import Mask
+from triptych.objectives.pretext import Codes, Position
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,
@@ -27,14 +28,19 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simsiam": SimSiam,
     "dino": DINO,
     "swav": SwAV,
+    "ijepa": IJEPA,
+    "position": Position,
+    "codes": Codes,
 }
 
 __all__ = [
     "BYOL",
     "DINO",
+    "IJEPA",
     "MAE",
     "OBJECTIVES",
     "BarlowTwins",
+    "Codes",
     "Crops",
     "Data2Vec",
     "Decoder",
@@ -44,6 +50,7 @@ __all__ = [
     "Masked",
     "MoCo",
     "Objective",
+    "Position",
     "Predictor",
     "Progress",
     "SimCLR",

@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.encoders.backbone import Backbone, by_sample, pool_pieces
-from triptych.modalities.domains import Count, NotNegative, Positive, Scale
-from triptych.modalities.view import View, ViewSpec
+from triptych.encoders.backbone import Backbone, Encoded, by_sample, pool_pieces
+from triptych.modalities.domains import Count, NotNegative, Positive, Scale, Share
+from triptych.modalities.view import View, ViewSpec, stack
 from triptych.objectives import collectives, masking
 from triptych.objectives.base import Batch, Objective, Progress
 from triptych.objectives.decoding import Decoder, Predictor
@@ -48,7 +48,7 @@ class Data2Vec(Objective):
         "second copy of the encoder; nothing is gathered"
     )
     collapse: ClassVar[str] = "the loss falls to nothing while RankMe and the features' deviation do too"
-    choose: ClassVar[str] = "pieces that mean little by themselves; several masks pay for the teacher"
+    choose: ClassVar[str] = "pieces mean little by themselves; several masks pay for the teacher"
 
     def __init__(
         self,
@@ -95,6 +95,78 @@ class Data2Vec(Objective):
             whole = mean_of(sum(x.float() for x in layers) / len(layers), view, used)[1:]
             target = sum(normalised(x.float(), view, used) for x in layers) / len(layers)
             return F.layer_norm(target, target.shape[-1:]), F.layer_norm(whole, whole.shape[-1:])
+
+    def after_step(self, extras: list[dict[str, Tensor]], progress: Progress) -> None:
+        self.teacher.follow(self.backbone, progress=progress)
+
+    def averaged(self) -> Backbone:
+        return self.teacher[0]
+
+
+class IJEPA(Objective):
+    """I-JEPA (Assran et al. 2023, arXiv:2301.08243): from a context, predict a teacher's tokens of target blocks.
+
+    The teacher encodes all pieces, the student those of the context, in which no target lies. For each block B apart, a
+    predictor is given the context and the places of the block (section 3, equation 1), and the loss is
+
+        mean over the blocks' pieces t of smooth_l1(guess_t, LN(teacher_t)).
+
+    Departures: blocks have the grid's aspect and one size, so that shapes are the same for all batches and ranks, and
+    are spans in one dimension; the context is all that is outside of the blocks, of which as many pieces are kept as if
+    the blocks did not overlap (the paper cuts every context to the shortest of its batch). A sample of one piece has no
+    target.
+
+    Args:
+        blocks: target blocks of a sample.
+        share: fraction of a sample's places that a block takes (the paper: 0.15 to 0.2).
+        half_life: half-life of the teacher's average, in samples.
+        decoder: sizes of the predictor.
+        scale: smallest and largest fraction of a sample that its view keeps.
+    """
+
+    cost: ClassVar[str] = (
+        "one forward of all pieces by the teacher, one of the context, and `blocks` of the light predictor; a second "
+        "copy of the encoder; nothing is gathered"
+    )
+    collapse: ClassVar[str] = "the loss falls to nothing while RankMe and the features' deviation do too"
+    choose: ClassVar[str] = "what is wanted is content rather than detail, and no augmentation is known that keeps it"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        blocks: Count = 4,
+        share: Share = 0.175,
+        half_life: Positive = 5000.0,
+        decoder: Decoder = Decoder(),
+        scale: Scale = (0.3, 1.0),
+    ):
+        super().__init__(backbone, (ViewSpec(scale=scale),))
+        self.blocks, self.share = blocks, share
+        self.predictor = Predictor(backbone, decoder)
+        self.predict = nn.Linear(decoder.width, backbone.width)
+        self.teacher = Teacher(backbone, half_life=half_life)
+
+    def forward(self, views: Batch) -> dict[str, Tensor]:
+        view, modality = views[0], self.backbone.modality
+        made = masking.boxes(view, self.share, self.blocks, modality.droppable(view), modality.stay)
+        kept = view.keep(made.kept_index, made.kept_valid)
+        encoded = self.backbone.encode(kept)
+        wanted = stack([view.keep(*block) for block in zip(made.index, made.valid, strict=True)])
+        # One forward for all blocks; each sees the context and itself.
+        often = Encoded(encoded.leads.repeat(self.blocks, 1, 1, 1), encoded.pieces.repeat(self.blocks, 1, 1))
+        guess = self.predict(self.predictor(often, stack([kept] * self.blocks), wanted))
+        target = take(self.targets(view).repeat(self.blocks, 1, 1), made.index.flatten(0, 1))
+        hideable, valid = modality.hideable(wanted), made.valid.flatten(0, 1)
+        error = F.smooth_l1_loss(guess.float(), target, reduction="none").mean(-1)
+        loss = collectives.mean(error.flatten(), (valid if hideable is None else valid & hideable).flatten())
+        return {"loss": loss, "features": pool_pieces(encoded, kept).detach()}
+
+    @torch.no_grad()
+    def targets(self, view: View) -> Float[Tensor, "r n d"]:
+        """The teacher's tokens of all pieces, each normalised over its features."""
+        pieces = self.teacher[0].encode(view).pieces
+        with torch.autocast(pieces.device.type, enabled=False):
+            return F.layer_norm(pieces.float(), pieces.shape[-1:])
 
     def after_step(self, extras: list[dict[str, Tensor]], progress: Progress) -> None:
         self.teacher.follow(self.backbone, progress=progress)

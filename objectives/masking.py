@@ -5,6 +5,7 @@ Every kind gives each piece a key and hides, of each sample's eligible pieces, a
 not depend on packing, ranks or device.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -71,33 +72,126 @@ def hide(
     view: View, ratio: float, kind: str, block: int, eligible: Bool[Tensor, "r n"] | None = None
 ) -> Bool[Tensor, "r n"]:
     """True for the pieces to hide. In packed rows each sample with an eligible piece hides at least one."""
-    key, pieces = MASKINGS[kind](view, block), view.data.shape[1]
-    segment = view.segment
+
+    def number(count):
+        return hidden_of(count, ratio) if view.segment is None else hidden_of(count, ratio).clamp(min=1)
+
+    chosen = MASKINGS[kind]
+    ties = None if chosen is random else random(view, block)  # pieces of one cube come in random order
+    return lowest(view, chosen(view, block), number, eligible, ties)
+
+
+def lowest(
+    view: View,
+    key: Int[Tensor, "r n"],
+    number: Callable,
+    eligible: Bool[Tensor, "r n"] | None = None,
+    ties: Int[Tensor, "r n"] | None = None,
+) -> Bool[Tensor, "r n"]:
+    """True for the eligible pieces of each sample that have the lowest keys: `number(n)` of n. Equal keys go by `ties`.
+
+    `number` is given an int where all samples have as many, or else a tensor of counts.
+    """
+    pieces, segment = view.data.shape[1], view.segment
     if eligible is None and segment is not None:
         eligible = segment > 0
     if eligible is not None:
         key = key + (MASK + 1) * ~eligible
     if segment is not None:
         key = key + (MASK + 1) * 2 * segment
-    if MASKINGS[kind] is random:
+    if ties is None:
         order = key.argsort(dim=1, stable=True)
-    else:  # pieces of one cube come in random order
-        order = random(view, block).argsort(dim=1, stable=True)
+    else:
+        order = ties.argsort(dim=1, stable=True)
         order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
     place = torch.arange(pieces, device=key.device).expand_as(order)
     if segment is None:
-        hidden = hidden_of(pieces if eligible is None else eligible.sum(1, keepdim=True), ratio)
-        chosen = torch.empty_like(order).scatter(1, order, place) < hidden
+        wanted = number(pieces if eligible is None else eligible.sum(1, keepdim=True))
+        chosen = torch.empty_like(order).scatter(1, order, place) < wanted
         return chosen if eligible is None else chosen & eligible
-    count = torch.zeros(len(view) + 1, dtype=torch.long, device=key.device)
-    count = count.index_add(0, segment.flatten(), eligible.flatten().long())
-    hidden = hidden_of(count, ratio).clamp(min=1)
+    wanted = number(counts(view, eligible))
     sorted_segment = segment.gather(1, order)
     first = torch.ones_like(sorted_segment, dtype=torch.bool)
     first[:, 1:] = sorted_segment[:, 1:] != sorted_segment[:, :-1]
     start = torch.where(first, place, 0).cummax(1).values
     rank = torch.empty_like(order).scatter(1, order, place - start)
-    return (rank < hidden[segment]) & eligible
+    return (rank < wanted[segment]) & eligible
+
+
+def counts(view: View, eligible: Bool[Tensor, "r n"]) -> Int[Tensor, " s"]:
+    """How many eligible pieces each segment has; that of segment 0 comes first."""
+    count = torch.zeros(len(view) + 1, dtype=torch.long, device=view.segment.device)
+    return count.index_add(0, view.segment.flatten(), eligible.flatten().long())
+
+
+class Boxes(NamedTuple):
+    """Boxes of a view, and its context. Of c boxes: `index` and `valid` `[c r h]`; of the rest: `[r k]`.
+
+    A piece of a box that had to stay in the context, so that a sample is not without any, is not valid.
+    """
+
+    index: Int[Tensor, "c r h"]
+    valid: Bool[Tensor, "c r h"]
+    kept_index: Int[Tensor, "r k"]
+    kept_valid: Bool[Tensor, "r k"]
+
+
+def boxes(
+    view: View, share: float, count: int, eligible: Bool[Tensor, "r n"] | None = None, stay: int | None = 0
+) -> Boxes:
+    """Boxes that may overlap, each of about `share` of a sample's places, and of what lies in none a fixed number.
+
+    A box has the grid's aspect (a span, in one dimension), and lies anywhere. Of a sample's n pieces
+    `max(1, n - count · size)` are kept, none of them in a box if that can be: where boxes overlap, some more are left
+    out at random. `stay` is as in `split`.
+    """
+    seed, pieces, packed = mix(piece_seed(view), SALT + 2), view.data.shape[1], view.segment is not None
+    if packed:
+        assert view.position.shape[-1] == 1, "samples of several lengths have one axis"
+        eligible = view.segment > 0 if eligible is None else eligible
+        lengths = (counts(view, eligible)[view.segment],)
+        sides = (span(lengths[0], share),)
+    else:
+        lengths, sides = view.grid, sides_of(view.grid, share)
+    inside = []
+    for box in range(count):
+        within = torch.ones_like(view.position[..., 0], dtype=torch.bool)
+        for axis, (length, side) in enumerate(zip(lengths, sides, strict=True)):
+            room = (length - side).clamp(min=0) if packed else length - side
+            corner = mix(seed, box, axis) % (room + 1)
+            within = within & (view.position[..., axis] >= corner) & (view.position[..., axis] < corner + side)
+        inside.append(within if eligible is None else within & eligible)
+    within = torch.stack(inside)
+
+    def number(n):
+        if packed:
+            return torch.minimum(count * span(n, share), n - 1).clamp(min=0)
+        return min(count * math.prod(sides), n - 1)
+
+    hidden = lowest(view, (~within.any(0)).long(), number, eligible, random(view, 1))
+    there = view.segment > 0 if packed else torch.ones_like(hidden)
+    if packed:
+        samples = view.samples.shape[1]
+        most = hidden_of(pieces, share) + samples
+        left = int(pieces * max(0.0, 1 - count * share)) + samples * (count // 2 + 2 + (stay or 0))
+        left = pieces if stay is None else min(pieces, left)
+    else:
+        most, left = math.prod(sides), pieces - number(pieces)
+    index, valid = zip(*(_first(box, min(pieces, most)) for box in within), strict=True)
+    index = torch.stack(index)
+    valid = torch.stack(valid) & hidden.expand(count, -1, -1).gather(2, index)
+    return Boxes(index, valid, *_first(~hidden & there, left))
+
+
+def sides_of(grid: tuple[int, ...], share: float) -> tuple[int, ...]:
+    """Sides of a box of about that share of a grid, in its aspect; an axis of one place counts for none."""
+    axes = max(1, sum(length > 1 for length in grid))
+    return tuple(max(1, round(length * share ** (1 / axes))) if length > 1 else 1 for length in grid)
+
+
+def span(length: Int[Tensor, "*s"], share: float) -> Int[Tensor, "*s"]:
+    """The same of samples of several lengths, on one axis."""
+    return (length * share).round().long().clamp(min=1)
 
 
 class Dropped(NamedTuple):

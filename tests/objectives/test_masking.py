@@ -151,3 +151,48 @@ def test_pieces_of_a_group_are_hidden_together():
     for sample, word in zip(hide, words, strict=True):
         shares = [sample[word == w].double().mean().item() for w in word.unique()]
         assert sum(0 < share < 1 for share in shares) <= 1  # the last one, for the exact number
+
+
+@pytest.mark.parametrize("share, count", [(0.175, 4), (0.3, 2), (0.5, 3)])
+@pytest.mark.parametrize("extent", [(20,), (1, 25), (14, 14), (4, 4), (2, 2), (1, 1)])
+def test_boxes_are_boxes_and_the_context_is_beside_them(extent, share, count):
+    view = grid(50, *extent)
+    made, pieces = masking.boxes(view, share, count), view.data.shape[1]
+    axes = max(1, sum(e > 1 for e in extent))
+    sides = [max(1, round(e * share ** (1 / axes))) if e > 1 else 1 for e in extent]
+    size = int(np.prod(sides))
+    assert made.index.shape == (count, 50, size)
+    assert made.kept_index.shape == (50, max(1, pieces - count * size)) and made.kept_valid.all()
+    for sample in range(50):
+        context = set(made.kept_index[sample].tolist())
+        for box, valid in zip(made.index[:, sample], made.valid[:, sample], strict=True):
+            corner = view.position[0, box].amin(0)
+            assert ((view.position[0, box].amax(0) - corner + 1).tolist()) == sides
+            assert context.isdisjoint(box[valid].tolist()) and set(box[~valid].tolist()) <= context
+    if pieces - count * size >= 1:
+        assert made.valid.all()
+    corners = view.position[0][made.index.flatten(0, 1)].amin(1)
+    for axis, (length, side) in enumerate(zip(extent, sides, strict=True)):
+        assert set(corners[:, axis].tolist()) == set(range(length - side + 1))  # anywhere
+
+
+def test_boxes_do_not_depend_on_the_packing():
+    lengths = [7, 12, 1, 10, 10, 3, 16, 2]
+    view = packed(lengths, 20)
+    made = masking.boxes(view, 0.175, 4)
+    assert not made.valid[:, view.segment.gather(1, made.index[0]) == 0].any()
+    for i, length in enumerate(lengths):
+        alone = grid(1, length).replace(seed=view.seed[i : i + 1], grid=None).one_a_row()
+        single = masking.boxes(alone, 0.175, 4)
+
+        def places(view, index, valid, sample):
+            found = view.segment.gather(1, index) * valid == sample
+            return sorted(view.position[..., 0].expand(index.shape[0], -1).gather(1, index)[found].tolist())
+
+        for box in range(4):
+            got = places(view, made.index[box], made.valid[box], i + 1)
+            assert got == places(alone, single.index[box], single.valid[box], 1)
+            assert got == list(range(got[0], got[-1] + 1)) if length > 6 else True
+        kept = places(view, made.kept_index, made.kept_valid, i + 1)
+        assert kept == places(alone, single.kept_index, single.kept_valid, 1)
+        assert len(kept) == length - max(0, min(4 * max(1, round(length * 0.175)), length - 1))
