@@ -111,13 +111,15 @@ def numbers_of(alone, modality) -> np.ndarray:
 def codes_loop(objective, singles) -> tuple[torch.Tensor, float]:
     """Equation 1 of BEST-RQ in numpy, and a softmax, piece by piece; beside it the codebook's use."""
     backbone, modality, errors, seen = objective.backbone, objective.backbone.modality, [], []
+    embedding = backbone.embedding
     book, projection = objective.codebook.double().numpy(), objective.projection.double().numpy()
     book = book / np.linalg.norm(book, axis=1, keepdims=True)
     for alone in singles:
         lost, x = lost_of(alone, modality, objective.mask), numbers_of(alone, modality)
-        hide = torch.zeros(alone.data.shape[:2], dtype=torch.bool)
-        hide[0, lost] = True
-        tokens = backbone.encode(alone, hide).pieces[0]
+        content = list(embedding.content(alone.data)[0])
+        content = torch.stack([embedding.hidden if i in lost else x for i, x in enumerate(content)])
+        tokens = embedding.join(content[None], embedding.place(alone.position.expand(1, -1, -1), alone.grid))
+        tokens = backbone.encoder(torch.cat([embedding.lead()[None], tokens], dim=1))[0, embedding.leads :]
         for piece in lost:
             z = (x[piece] - x[piece].mean()) / np.sqrt(x[piece].var() + 1e-5) @ projection
             distance = np.linalg.norm(
