@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from triptych.encoders import packed
-from triptych.modalities.domains import Count, Each, Positive
+from triptych.modalities.domains import Count, Depth, Each, Positive, Width
 
 if TYPE_CHECKING:  # importing it takes half a second
     from torch.nn.attention.flex_attention import BlockMask
@@ -46,10 +46,10 @@ class Architecture:
         windows: one number a block: tokens further apart than this do not see each other; 0 sees all. Default: all 0.
     """
 
-    width: Count
-    depth: Count
+    width: Width
+    depth: Depth
     heads: Count
-    hidden: Count | None = None
+    hidden: Width | None = None
     mlp: Literal["plain", "gated"] = "plain"
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
     order: Literal["pre", "post"] = "pre"

@@ -44,6 +44,9 @@ class Each(Within):
 
 
 Count = Annotated[int, Within("[1, inf)")]
+# Of a network: a slip of the finger is refused at once, where building it would take all memory or forever.
+Depth = Annotated[int, Within("[1, 1000]")]
+Width = Annotated[int, Within("[1, 1000000]")]
 Number = Annotated[int, Within("[0, inf)")]  # also none at all
 Positive = Annotated[float, Within("(0, inf)")]
 NotNegative = Annotated[float, Within("[0, inf)")]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from triptych.encoders.backbone import Backbone, Encoded
 from triptych.encoders.encoder import Architecture, Encoder
-from triptych.modalities.domains import Count
+from triptych.modalities.domains import Count, Depth, Width
 from triptych.modalities.view import View
 
 
@@ -22,8 +22,8 @@ class Decoder:
         heads: attention heads. Default: one for each 64 of width.
     """
 
-    width: Count = 192
-    depth: Count = 4
+    width: Width = 192
+    depth: Depth = 4
     heads: Count | None = None
 
     def __post_init__(self):

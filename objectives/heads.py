@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.modalities.domains import Count, Number
+from triptych.modalities.domains import Number, Width
 from triptych.objectives import collectives
 
 
@@ -55,8 +55,8 @@ class Head:
         norm: `batch` normalises over the global batch, `layer` over each sample's features.
     """
 
-    hidden: Count = 2048
-    out: Count = 128
+    hidden: Width = 2048
+    out: Width = 128
     layers: Number = 2
     norm: Literal["batch", "layer"] = "batch"
 

@@ -68,7 +68,7 @@ class Masked(Objective):
 
     cost: ClassVar[str] = "one forward of all pieces; nothing is gathered"
     collapse: ClassVar[str] = "does not; on words a loss that stays at their unigram entropy has learned nothing"
-    choose: ClassVar[str] = "text, and families whose native head predicts masked words: it goes out with the head"
+    choose: ClassVar[str] = "words, and families whose native head predicts masked ones: it goes out with the head"
 
     def __init__(
         self,

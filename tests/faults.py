@@ -54,7 +54,9 @@ WRONG: list[tuple[str, str, str]] = [
     ("an unknown tracker", "--report_to mlflow", "report_to 'mlflow' is not one of"),
     ("all pieces masked", "--objective.mask.ratio 1", "objective.mask.ratio 1.0 is not in (0, 1); try 0.75"),
     ("a block without a side", "--objective.mask.block 0", "objective.mask.block 0 is not in [1, inf); try 3"),
-    ("a decoder without blocks", "--objective.decoder.depth 0", "objective.decoder.depth 0 is not in [1, inf); try 4"),
+    ("a decoder without blocks", "--objective.decoder.depth 0", "objective.decoder.depth 0 is not in [1, 1000]; try 4"),
+    ("a slip in a depth", "--encoder.depth 100000000", "encoder.depth 100000000 is not in [1, 1000]; try 1"),
+    ("a slip in a width", "--encoder.width 3000000000", "encoder.width 3000000000 is not in [1, 1000000]"),
     ("a scale upside down", "--objective.scale [1,.2]", "is not in (0, 1], the smaller first; try [0.2, 1.0]"),
     (
         "a temperature of 0",
@@ -66,7 +68,7 @@ WRONG: list[tuple[str, str, str]] = [
         "--objective byol --objective.head.layers 0",
         "objective.head.layers 0 is not in [1, inf)",
     ),
-    ("an encoder without blocks", "--encoder.depth 0", "encoder.depth 0 is not in [1, inf); try 1"),
+    ("an encoder without blocks", "--encoder.depth 0", "encoder.depth 0 is not in [1, 1000]; try 1"),
     ("heads that do not divide the width", "--encoder.heads 5", "heads 5"),
     ("a size that patches do not divide", "--modality.image_size 30 --modality.patch_size 8", "nearest that is: 32×32"),
     ("no size", "--modality.image_size 0", "modality.image_size 0 is not in [1, inf); try 224"),
@@ -152,7 +154,7 @@ WRONG: list[tuple[str, str, str]] = [
     (
         "a decoder's heads",
         "--objective.decoder.heads 7",
-        "objective.decoder.width 192 is not a multiple of its heads, 7",
+        "objective.decoder.width 64 is not a multiple of its heads, 7",
     ),
     ("workers without end", "--dataloader_num_workers 100000", "dataloader_num_workers 100000 is not in [0, 512]"),
     ("a ZeRO stage that there is not", "--data {here}/pictures --deepspeed {here}/stage.json", "stage is 0, 1, 2 or 3"),

@@ -315,6 +315,7 @@ def texts(folder):
         "",
         "   ",
         "x" * 200,
+        "a <mask> b </s> <s> <pad> <unk>",  # words like any other
     ]
     datasets.Dataset.from_dict({"text": lines}).to_json(str(folder / "all.jsonl"), force_ascii=False)
 

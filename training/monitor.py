@@ -27,7 +27,7 @@ def collapse_figures(features: Float[Tensor, "n d"]) -> dict[str, float]:
     features = features.float()
     n, d = features.shape
     unit = F.normalize(features, dim=-1)
-    # Of the smaller of the two matrices of products: about half the time of `svdvals`, at 512 × 384 on one core.
+    # Of the smaller of the two matrices of products: about half the time of `svdvals` in float64.
     wide = features.double() if n < d else features.double().T
     values = torch.linalg.eigvalsh(wide @ wide.T).clamp(min=0).sqrt()
     p = values / values.sum().clamp(min=1e-30) + 1e-12
