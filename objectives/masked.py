@@ -67,8 +67,8 @@ class Masked(Objective):
     """
 
     cost: ClassVar[str] = "one forward of all pieces; nothing is gathered"
-    collapse: ClassVar[str] = "does not; on words a loss that stays at their unigram entropy has learned nothing"
-    choose: ClassVar[str] = "words, and families whose native head predicts masked ones: it goes out with the head"
+    collapse: ClassVar[str] = "does not; a loss that stays at the entropy of single pieces has learned nothing"
+    choose: ClassVar[str] = "pieces that are ids, and families whose native head predicts them: it goes out with the head"
 
     def __init__(
         self,
