@@ -41,6 +41,8 @@ RECIPES = {
     "byol": {"objective": "byol", "learning_rate": 3e-4},
     "mae": {"objective": "mae", "learning_rate": 1e-4},
 }
+# How others continue the same start on as many samples (benchmarks/continue_peers.py), where `recipe` was run before.
+PEERS = ("simcse", "tsdae", "lightly")
 SOUND = ["--config", str(ROOT / "configs" / "audio_mae.yaml"), "--max_steps=800", "--report_to=none", "--device=cpu"]
 LABELS, DRAWS, MOST, KEPT_ROWS, PAIRS = (5, 20), 10, 2000, 1000, 1500
 
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--checkpoints", type=Path, required=True)
     parser.add_argument("--set", choices=SETS, nargs="+", default=list(SETS))
-    parser.add_argument("--recipe", choices=RECIPES, nargs="+", default=["recipe"])
+    parser.add_argument("--recipe", choices=[*RECIPES, *PEERS], nargs="+", default=["recipe"])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "continue")
     parser.add_argument("--to", type=Path, default=ROOT / "runs" / "continue" / "cells.jsonl")
     parser.add_argument("--threads", type=int, default=1)
@@ -74,6 +76,9 @@ def main() -> None:
 def cell(name: str, recipe: str, args):
     """Continue the start on a set by a recipe, and judge: a line a figure."""
     began, size, other = SETS[name]
+    if recipe in PEERS:
+        yield from peer(name, recipe, args)
+        return
     run, data = args.work / f"{name}-{recipe}", args.shared / name
     if name == "fsdd":
         data = args.work / "fsdd"
@@ -92,6 +97,45 @@ def cell(name: str, recipe: str, args):
     yield from kept(args.shared / other, run, args)
     verdict = [line for line in said.splitlines() if line.startswith(f"on {data}: ")][-1]
     yield {"minutes": minutes, "verdict": verdict.removeprefix(f"on {data}: ")}
+
+
+def peer(name: str, recipe: str, args):
+    """The same start, continued by another library on as many samples, in our own evaluation."""
+    import continue_peers
+    import torch
+
+    from triptych.encoders import native
+    from triptych.training.sources import load
+
+    torch.set_num_threads(args.threads)
+    began, _, other = SETS[name]
+    run, to, data = args.work / f"{name}-recipe", args.work / f"{name}-{recipe}", args.shared / name
+    config, made = encoders(run)
+    modality, clock = made["start"].modality, time.time()
+    rows, batch = load(config.data, modality), config.run.per_device_train_batch_size
+    if not to.is_dir():
+        if recipe == "lightly":
+            pictures, epochs = rows.table[rows.column], round(config.run.num_train_epochs)
+            pictures = [modality_open(cell) for cell in pictures]
+            statistics = {"mean": list(modality.mean), "std": list(modality.std)}
+            where = args.checkpoints / began, pictures, statistics, to
+            continue_peers.pictures(*where, modality.extent[0], batch, epochs)
+        else:
+            continue_peers.texts(recipe, args.checkpoints / began, list(rows.table[rows.column]), to, 64, batch)
+    minutes = round((time.time() - clock) / 60, 1)
+    start = native.start_from(str(to), config.modality["name"])
+    theirs = {**made, "continued": config.build_objective(modality, start).backbone, "best": made["continued"]}
+    yield from judged(data, run, args, theirs)
+    yield from kept(args.shared / other, run, args, theirs)
+    yield {"minutes": minutes, "verdict": "beside ours, which stands under best"}
+
+
+def modality_open(cell):
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"])
 
 
 def train(options: list[str], threads: int) -> str:
@@ -120,7 +164,7 @@ def encoders(run: Path):
     return config, made | {"continued": objective.backbone, "best": from_run(run)[1].backbone}
 
 
-def judged(data: Path, run: Path, args):
+def judged(data: Path, run: Path, args, theirs=None):
     """Accuracy of each encoder by pooling and labels, and the paired gain of the last over the start."""
     import dataclasses
 
@@ -128,6 +172,7 @@ def judged(data: Path, run: Path, args):
 
     torch.set_num_threads(args.threads)
     config, made = encoders(run)
+    made = theirs or made
     source = dataclasses.replace(config.data, name=str(data))
     hits = hits_of(made, source, LABELS + (None,), MOST)
     for pooling in ("native", "mean"):
@@ -135,11 +180,11 @@ def judged(data: Path, run: Path, args):
             yield {"pooling": pooling, "labels": labels or "all"} | compared(hits, pooling, labels, made)
 
 
-def kept(other: Path, run: Path, args):
+def kept(other: Path, run: Path, args, theirs=None):
     """The same on a set that the encoder was not continued on; of texts, how cosines follow human scores as well."""
     from triptych.training.settings import Data
 
-    _, made = encoders(run)
+    made = theirs or encoders(run)[1]
     hits = hits_of(made, Data(name=str(other)), (20,), KEPT_ROWS)
     yield {"pooling": "native", "labels": f"20, on {other.name}"} | compared(hits, "native", 20, made)
     if "string" in made["start"].modality.features and (args.shared / "sick").is_dir():
