@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODALITY ?= image
+START ?=
 BIN = $(VENV)/bin
 
 $(BIN)/.installed: pyproject.toml
@@ -12,8 +13,12 @@ $(BIN)/.installed: pyproject.toml
 
 install: $(BIN)/.installed
 
-quickstart: install
-	$(BIN)/python examples/quickstart.py $(MODALITY)
+quickstart: install $(if $(START),$(BIN)/.installed-$(START))
+	$(BIN)/python examples/quickstart.py $(if $(START),--start $(START),$(MODALITY))
+
+$(BIN)/.installed-%: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
 
 test: install
 	$(BIN)/python -m pytest

