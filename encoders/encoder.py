@@ -79,10 +79,6 @@ class Architecture:
                 f"encoder.theta: rotary positions want an even width a head, not {self.width // self.heads}"
             )
 
-    @property
-    def windowed(self) -> bool:
-        return any(self.windows)
-
     def make_norm(self) -> nn.Module:
         return (
             nn.RMSNorm(self.width, self.eps)

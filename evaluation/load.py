@@ -23,14 +23,7 @@ def from_run(folder: str | Path) -> tuple[Config, object, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run")
-    if (folder / "model.safetensors").is_file() and (folder / "state.json").is_file():
-        found = folder if checkpoint.damage(folder) is None else None
-    else:
-        if (found := checkpoint.best(folder)) is not None:
-            print(f"{found}: the best by the run's own probe (keep best)")
-        else:
-            found = checkpoint.newest(folder)
-    if found is None:
+    if (found := checkpoint.whole(folder)) is None:
         raise UserError(f"{folder} holds no whole checkpoint; train first: python train.py --output_dir {folder} ...")
     config = read(load_yaml(found / "config.yaml"))
     modality = config.build_modality()

@@ -121,6 +121,13 @@ class Audio(Grid):
         self.roll, self.gain, self.stretch, self.frequency_scale = roll, gain, stretch, frequency_scale
         self.time_mask, self.frequency_mask, self.mixup = time_mask, frequency_mask, mixup
         self.mean, self.std = mean, std
+        # The native kernel is square: of a tall tile it reaches beyond the tile's width, with weights of zero.
+        self.native_frames = self.extent[1] + height - width
+
+    def keep_frames(self, count: int) -> None:
+        """Let the native class have so many frames, as a checkpoint had, where they make the same tiles."""
+        if (count - self.tile[0]) // self.stride[1] + 1 == self.grid[1]:
+            self.native_frames = count
 
     def frames(self, tiles: int) -> int:
         """Frames that so many tiles in a row take, at least one."""
@@ -160,21 +167,20 @@ class Audio(Grid):
         from transformers import ASTFeatureExtractor
 
         mean, std = self.statistics
-        height, width = self.tile
         return ASTFeatureExtractor(
             num_mel_bins=self.mel_bins,
-            # The native kernel is square: of a tall tile it reaches beyond the tile's width, with weights of zero.
-            max_length=self.extent[1] + height - width,
+            max_length=self.native_frames,
             sampling_rate=RATE,
             mean=mean,
             std=std,
         )
 
     def load(self, folder: str) -> None:
-        """Sizes are settings; only the statistics are the processor's."""
+        """Sizes are settings; the statistics are the processor's, and frames beyond the last tile."""
         from transformers import ASTFeatureExtractor
 
         processor = ASTFeatureExtractor.from_pretrained(folder)
+        self.keep_frames(processor.max_length)
         self.mean, self.std = processor.mean, processor.std
 
     @property

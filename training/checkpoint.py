@@ -158,6 +158,24 @@ def newest(run_folder: Path, say=print) -> Path | None:
     return None
 
 
+def whole(folder: Path, say=print) -> Path | None:
+    """The whole checkpoint that a folder stands for: itself, or of a run the best by its own probe, else the newest.
+
+    None if the folder is neither.
+
+    Raises:
+        UserError: if what it stands for is damaged.
+    """
+    if (folder / "state.json").is_file():
+        if fault := damage(folder):
+            raise UserError(f"{folder} is damaged ({fault}); take another checkpoint of that run")
+        return folder
+    if (found := best(folder)) is not None:
+        say(f"{found}: the best by the run's own probe (keep best)")
+        return found
+    return newest(folder, say)
+
+
 def best(run_folder: Path) -> Path | None:
     """The best checkpoint by the run's own probe, if it kept one and it is whole."""
     file = run_folder / BEST

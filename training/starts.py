@@ -59,8 +59,7 @@ def find(source: str, modality: str, revision: str | None = None) -> Start | Run
     folder = Path(source)
     if not (folder / "config.yaml").is_file():
         return start_from(source, modality, revision)
-    found = folder if (folder / "state.json").is_file() else checkpoint.newest(folder)
-    if found is None:
+    if (found := checkpoint.whole(folder)) is None:
         raise UserError(f"init_from {source}: that run has no whole checkpoint")
     config = read(load_yaml(found / "config.yaml"))
     if config.modality["name"] != modality:

@@ -86,6 +86,12 @@ def nearest(name: str) -> str:
     return f"; nearest: {found[0]}" if found else ""
 
 
+def left_behind(start: Start) -> str:
+    """Parts of a checkpoint that are neither trained nor kept: another tower, a head of another class."""
+    beyond = [name for name in start.model.beyond if not any(name.endswith(kept) for kept in start.native.kept)]
+    return ", ".join(sorted({name.split(".")[0] for name in beyond}))
+
+
 def start_from(path: str, modality: str, revision: str | None = None) -> Start:
     """Read a published checkpoint to start from: a hub id, and a revision of it, or a folder."""
     from transformers import PreTrainedConfig
@@ -100,7 +106,11 @@ def start_from(path: str, modality: str, revision: str | None = None) -> Start:
         if family is not None:
             if family.modality != modality:
                 raise ValueError(f"init_from {path} is of modality {family.modality}, the run is of {modality}")
-            return family.start(path, **hub)
+            start = family.start(path, **hub)
+            if left := left_behind(start):
+                known_by = start.native.architecture
+                print(f"init_from {path}: {left} of the file have no place in a {known_by}, and stay behind")
+            return start
     except OSError as error:  # nothing there, no network, no safetensors
         raise ValueError(f"init_from {path}: {str(error).splitlines()[0]}") from error
     raise ValueError(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.embeddings import GridEmbedding, GridVariant
-from triptych.encoders.native.base import Family, Start, base_prefix, fields_of, from_pretrained, native_of, require
+from triptych.encoders.native.base import Family, Start, base_prefix, fields_of, from_pretrained, native_of
 from triptych.encoders.native.grid import PROJECTION, GridFamily
 from triptych.encoders.native.vit import ViT
 from triptych.modalities import Audio
@@ -41,18 +41,12 @@ class AST(GridFamily):
 
     def fields(self, backbone: Backbone) -> dict[str, Any]:
         made, audio = backbone.encoder.architecture, backbone.modality
-        require(backbone, self.base_class, mlp="plain", order="pre", norm="layer", theta=None, layer_scale=None)
-        (height, width), (down, along) = audio.tile, audio.stride
-        length = audio.extent[1] + height - width
-        if backbone.native is not None:  # the same tiles may leave some frames at the end over
-            brought = backbone.native.config["max_length"]
-            length = brought if (brought - height) // along == (length - height) // along else length
         return fields_of(made) | {
             "qkv_bias": "query" in made.biases,
-            "patch_size": height,
-            "frequency_stride": down,
-            "time_stride": along,
-            "max_length": length,
+            "patch_size": audio.tile[0],
+            "frequency_stride": audio.stride[0],
+            "time_stride": audio.stride[1],
+            "max_length": audio.native_frames,
             "num_mel_bins": audio.extent[0],
         }
 
@@ -64,6 +58,10 @@ class AST(GridFamily):
     def inward(self, state: dict[str, Tensor], start: Start, backbone: Backbone) -> None:
         super().inward(state, start, backbone)
         state[KERNEL] = state[KERNEL][..., : backbone.modality.tile[1]]
+
+    def load(self, start: Start, backbone: Backbone) -> None:
+        super().load(start, backbone)
+        backbone.modality.keep_frames(start.native.config["max_length"])
 
     def extent_of(self, start: Start) -> tuple[int, int]:
         config = start.native.config

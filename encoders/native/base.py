@@ -62,7 +62,8 @@ class Native:
         for name, tensor in load_file(folder / "kept.safetensors").items():
             part, _, name = name.partition("/")
             parts[part][name] = tensor
-        files = json.loads((folder / "files.json").read_text())
+        # Earlier versions kept no files.
+        files = json.loads(file.read_text()) if (file := folder / "files.json").is_file() else {}
         return cls(config, architecture=architecture, files=files, **parts)
 
 
@@ -130,7 +131,9 @@ class Family:
     classifier: ClassVar[str | None]  # what `AutoModelFor...Classification` makes of it
     whole: ClassVar[bool] = True  # the base class encodes all pieces
     auto_classes: ClassVar[str]  # for classification, and of the processor, as the model card quotes them
-    said: ClassVar[tuple[str, ...]] = ()  # arguments of the `Architecture` that its configuration can say; () is all
+    # Arguments of the `Architecture` that its configuration can say, and those of which it can say these values only.
+    said: ClassVar[tuple[str, ...]] = ("width", "depth", "heads", "hidden", "activation", "eps")
+    choices: ClassVar[dict[str, tuple]] = {}
     names: ClassVar[dict[str, str]] = {}  # of the configuration's fields, where they are not the usual ones
     trunk: ClassVar[Names]  # of a block
     ends: ClassVar[Names] = {}  # of the encoder beside its blocks, and of the embedding
@@ -151,11 +154,17 @@ class Family:
         size |= {key: given.pop(key) for key in size if key in given}
         default = self.default(size["width"], size["depth"]) | size
         made = Architecture(**default | given)
-        for key in set(given) - set(self.said or given):
-            value = getattr(Architecture(**default), key)
-            if getattr(made, key) != value:
-                raise ValueError(f"encoder.{key} {getattr(made, key)!r}: the family {self.name} has {value!r} only")
+        usual = Architecture(**default)
+        for key in given:
+            choices = self.choices.get(key, () if key in self.said else (getattr(usual, key),))
+            if choices and (value := getattr(made, key)) not in choices:
+                words = " or ".join(str(plain(choice)) for choice in choices)
+                raise ValueError(f"encoder.{key} {plain(value)}: the native class {self.base_class} has {words} only")
+        self.check(made)
         return made
+
+    def check(self, made: Architecture) -> None:
+        """Refuse what the native class cannot express, beside `said` and `choices`."""
 
     def embedding(self, modality: Modality, made: Architecture) -> Embedding:
         raise NotImplementedError
@@ -372,7 +381,12 @@ def from_pretrained(family: Family, path: str, published: str | None = None, **h
     if not hasattr(transformers, published) or not published.startswith(family.base_class.removesuffix("Model")):
         published = family.base_class
     options = {"output_loading_info": True, "dtype": torch.float32, "use_safetensors": True}
-    model, info = getattr(transformers, published).from_pretrained(path, config=config, **options, **hub)
+    usual = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its table of a line a tensor; what matters of it is said below
+    try:
+        model, info = getattr(transformers, published).from_pretrained(path, config=config, **options, **hub)
+    finally:
+        transformers.logging.set_verbosity(usual)
     prefix = base_prefix(model)
     missing = sorted(
         name.removeprefix(prefix)
@@ -438,9 +452,6 @@ def fields_of(made: Architecture, names: dict[str, str] | None = None) -> dict[s
     return {(names or {}).get(name, name): value for name, value in fields.items()}
 
 
-def require(backbone: Backbone, family: str, **fixed: Any) -> None:
-    """Refuse to export an encoder that the native class cannot express."""
-    made = backbone.encoder.architecture
-    for name, value in fixed.items():
-        if getattr(made, name) != value:
-            raise ValueError(f"encoder.{name} {getattr(made, name)!r}: the native class {family} has {value!r} only")
+def plain(value: Any) -> Any:
+    """As YAML has it."""
+    return list(value) if isinstance(value, tuple) else value

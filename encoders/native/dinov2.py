@@ -7,7 +7,7 @@ from typing import Any
 
 from triptych.encoders.encoder import BIASES, Architecture
 from triptych.encoders.native.base import fields_of, settings_of
-from triptych.encoders.native.grid import CLASSIC, IMAGENET, ImageFamily, within
+from triptych.encoders.native.grid import IMAGENET, ImageFamily, within
 
 # Blocks of DINOv2 and DINOv3; a plain MLP has no gate, and other names in the two.
 BLOCK = {
@@ -21,7 +21,6 @@ BLOCK = {
     "mlp.down": ("mlp.fc2", "mlp.down_proj"),
     "scale2.weight": "layer_scale2.lambda1",
 }
-SCALED = {name: values for name, values in CLASSIC.items() if name not in ("layer_scale", "mlp")}
 
 
 class Dinov2(ImageFamily):
@@ -29,7 +28,7 @@ class Dinov2(ImageFamily):
     pooling = "lead+pieces"
     config_class, base_class, classifier = "Dinov2Config", "Dinov2Model", "Dinov2ForImageClassification"
     defaults = {"eps": 1e-6, "layer_scale": 1.0}
-    allowed = SCALED
+    said = (*ImageFamily.said, "mlp", "layer_scale")
     trunk = within("encoder.layer.{}.", BLOCK)
     ends = {"encoder.norm": "layernorm"}
     interpolated = True

@@ -9,7 +9,7 @@ from triptych.encoders.backbone import Backbone
 from triptych.encoders.embeddings import GridVariant
 from triptych.encoders.encoder import Architecture
 from triptych.encoders.native.base import fields_of, settings_of
-from triptych.encoders.native.dinov2 import BLOCK, SCALED
+from triptych.encoders.native.dinov2 import BLOCK
 from triptych.encoders.native.grid import IMAGENET, ImageFamily, within
 
 FLAGS = {"query": "query_bias", "key": "key_bias", "value": "value_bias", "out": "proj_bias", "mlp": "mlp_bias"}
@@ -21,7 +21,7 @@ class DINOv3ViT(ImageFamily):
     config_class, base_class, classifier = "DINOv3ViTConfig", "DINOv3ViTModel", None
     auto_classes = "AutoModel, AutoImageProcessor"
     defaults = {"eps": 1e-5, "layer_scale": 1.0, "theta": 100.0, "biases": ("query", "value", "out", "mlp")}
-    allowed = {name: values for name, values in SCALED.items() if name not in ("theta", "biases")}
+    said, choices = (*ImageFamily.said, "mlp", "layer_scale", "theta"), {}
     projection = "embeddings.patch_embeddings"
     lead_names = ("embeddings.cls_token", "embeddings.register_tokens")
     trunk = within("model.layer.{}.", BLOCK)

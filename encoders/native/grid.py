@@ -28,18 +28,6 @@ from triptych.modalities.image_processor import settings_from
 PROJECTION = "embeddings.patch_embeddings.projection"
 TABLE = "embeddings.position_embeddings"
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-# The classic trunk, of which the native classes have this and nothing else.
-CLASSIC = {
-    "mlp": ("plain",),
-    "order": ("pre",),
-    "norm": ("layer",),
-    "norm_bias": (True,),
-    "first_norm": (True,),
-    "biases": (BIASES, ("out", "mlp")),
-    "layer_scale": (None,),
-    "theta": (None,),
-    "windowed": (False,),
-}
 
 
 class GridFamily(Family):
@@ -50,6 +38,8 @@ class GridFamily(Family):
     table: ClassVar[str] = TABLE
     lead_names: ClassVar[tuple[str, ...]] = ("embeddings.cls_token",)
     variant: ClassVar[GridVariant] = GridVariant()
+    said = (*Family.said, "biases")
+    choices = {"biases": (BIASES, ("out", "mlp"))}
 
     def embedding(self, modality: Grid, made: Architecture) -> GridEmbedding:
         return GridEmbedding(modality, made, self.variant)
@@ -91,24 +81,11 @@ class ImageFamily(GridFamily):
     """
 
     modality = "image"
-    allowed: ClassVar[dict[str, tuple]] = CLASSIC  # what each argument of the encoder may be
     masked_class: ClassVar[str | None] = None  # carries the head of masked prediction
     interpolated: ClassVar[bool] = False
     square: ClassVar[bool] = False  # the native class has square views only
     usual: ClassVar[dict[str, Any]] = {}
     free = ("image_size", "channels", "mean", "std", "target", "positions", "resample", "edge", "aspect", "rescale")
-
-    def architecture(self, name: str = "tiny", **given: Any) -> Architecture:
-        made = super().architecture(name, **given)
-        for argument, values in self.allowed.items():
-            if (value := getattr(made, argument)) not in values:
-                choices = " or ".join(str(list(v) if isinstance(v, tuple) else v) for v in values)
-                raise ValueError(f"encoder.{argument} {value}: the native class {self.base_class} has {choices} only")
-        self.check(made)
-        return made
-
-    def check(self, made: Architecture) -> None:
-        """Refuse what the native class cannot express, beside `allowed`."""
 
     def embedding(self, modality: Image, made: Architecture) -> GridEmbedding:
         (height, width), variant = modality.grid, self.variant

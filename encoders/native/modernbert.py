@@ -8,6 +8,7 @@ from typing import Any
 
 from triptych.encoders.backbone import Backbone, Pooling
 from triptych.encoders.embeddings import TokenVariant
+from triptych.encoders.encoder import BIASES, Architecture
 from triptych.encoders.native.base import Start
 from triptych.encoders.native.text import TextFamily, theta_of
 
@@ -20,6 +21,7 @@ class ModernBert(TextFamily):
     classifier, masked_class = "ModernBertForSequenceClassification", "ModernBertForMaskedLM"
     variant = TokenVariant(table=False, types=0, head_activation="gelu", head_bias=False)
     said = (*TextFamily.said, "norm_bias", "biases", "theta", "local_theta", "windows")
+    choices = {"biases": ((), ("mlp",), BIASES[:4], BIASES)}
     names = {"hidden_act": "hidden_activation", "layer_norm_eps": "norm_eps"}
     token_fields = TextFamily.token_fields | {"cls_token_id": "first", "sep_token_id": "last"}
     trunk = {
@@ -50,6 +52,13 @@ class ModernBert(TextFamily):
             "windows": tuple(64 if number % 3 else 0 for number in range(depth)),
         }
 
+    def check(self, made: Architecture) -> None:
+        if len(set(made.windows) - {0}) > 1:
+            raise ValueError(
+                f"encoder.windows {list(made.windows)}: the native class {self.base_class} has windows of one width "
+                "only, and 0"
+            )
+
     def settings(self, config) -> dict[str, Any]:
         rope = config.rope_parameters
         biases = ("query", "key", "value", "out") if config.attention_bias else ()
@@ -63,16 +72,11 @@ class ModernBert(TextFamily):
 
     def fields(self, backbone: Backbone) -> dict[str, Any]:
         made = backbone.encoder.architecture
-        attention, widths = {"query", "key", "value", "out"} & set(made.biases), set(made.windows) - {0}
-        if len(attention) not in (0, 4) or len(widths) > 1:
-            raise ValueError(
-                f"encoder.biases {list(made.biases)}, encoder.windows {list(made.windows)}: {self.base_class} has all "
-                "biases of attention or none, and windows of one width"
-            )
+        widths = set(made.windows) - {0}
         thetas = {KINDS[False]: made.theta, KINDS[True]: made.local_theta or made.theta}
         fields = super().fields(backbone) | {
             "norm_bias": made.norm_bias,
-            "attention_bias": bool(attention),
+            "attention_bias": "query" in made.biases,
             "mlp_bias": "mlp" in made.biases,
             "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
             "layer_types": [KINDS[window > 0] for window in made.windows],

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.embeddings import GridVariant
-from triptych.encoders.encoder import BIASES, Architecture
-from triptych.encoders.native.base import fields_of
-from triptych.encoders.native.grid import CLASSIC, ImageFamily, within
+from triptych.encoders.encoder import Architecture
+from triptych.encoders.native.base import Family, fields_of
+from triptych.encoders.native.grid import ImageFamily, within
 
 
 class SiglipVisionModel(ImageFamily):
@@ -21,7 +21,7 @@ class SiglipVisionModel(ImageFamily):
     config_class, base_class, classifier = "SiglipVisionConfig", "SiglipVisionModel", None
     auto_classes = "AutoModel, AutoImageProcessor"
     defaults = {"eps": 1e-6, "activation": "gelu_tanh"}
-    allowed = CLASSIC | {"biases": (BIASES,)}
+    said, choices = Family.said, {}
     projection, table, lead_names = "embeddings.patch_embedding", "embeddings.position_embedding.weight", ()
     trunk = within(
         "encoder.layers.{}.",

@@ -31,12 +31,11 @@ SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_
 
 
 class TextFamily(Family):
-    """Subclasses name the `variant` of the embedding, and the arguments of the encoder that can be `said` natively."""
+    """Subclasses name the `variant` of the embedding, and further arguments of the encoder that can be `said`."""
 
     modality = "text"
     pooling = "lead"
     auto_classes = "AutoModelForSequenceClassification, AutoTokenizer"
-    said = ("width", "depth", "heads", "hidden", "activation", "eps")
     masked_class: ClassVar[str]
     variant: ClassVar[TokenVariant]
     head_names: ClassVar[Names]  # of the masked-LM head, full ones

@@ -149,6 +149,16 @@ def test_overlapping_patches_are_tiles_with_a_stride(strides, tmp_path):
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
     first, second = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("first", "second"))
     assert first | {"architectures": None} == second | {"architectures": None}
+    audio.save(str(tmp_path / "second"))
+    again = Audio(**start.modality)
+    again.load(str(tmp_path / "second"))  # as a run does that goes on
+    assert again.processor().max_length == second["max_length"] == 61
+
+
+@pytest.mark.parametrize("argument", [{"order": "post"}, {"mlp": "gated"}, {"theta": 1e4}, {"biases": ("query",)}])
+def test_what_the_native_class_cannot_say_is_refused_before_training(argument):
+    with pytest.raises(ValueError, match=f"encoder.{next(iter(argument))} .*: the native class ASTModel has .* only"):
+        make(Audio(0.6), width=32, depth=2, heads=4, **argument)
 
 
 def test_gaps_are_refused(tmp_path):
@@ -180,6 +190,7 @@ def test_the_user_s_length_and_bins(seconds, mel_bins, tmp_path):
     torch.testing.assert_close(ours.embedding.positions.table.T.reshape(1, 32, rows, columns), wanted)
     back = AST.export(ours, None)
     assert back.config.num_mel_bins == mel_bins and back(torch.zeros(1, back.config.max_length, mel_bins))
+    assert ours.modality.processor().max_length == back.config.max_length
 
 
 @pytest.mark.parametrize("kind", [MAE, Masked])

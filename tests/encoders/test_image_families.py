@@ -406,7 +406,8 @@ def test_what_is_given_stays_and_what_cannot_be_is_refused(tmp_path):
     "family, argument, says",
     [
         ("vit", {"mlp": "gated"}, "encoder.mlp gated: the native class ViTModel has plain only"),
-        ("vit", {"windows": (1,)}, "encoder.windowed True"),
+        ("vit", {"windows": (1,)}, r"encoder.windows \[1\]: the native class ViTModel has \[0\] only"),
+        ("vit", {"biases": ("query",)}, r"encoder.biases \['query'\]: .* or \['out', 'mlp'\] only"),
         ("siglip_vision_model", {"biases": ("out", "mlp")}, "encoder.biases"),
         (
             "dinov2",
@@ -424,7 +425,7 @@ def test_what_the_native_class_cannot_say_is_refused_before_training(family, arg
         read({"modality": "image", "family": family, **config})
 
 
-def test_the_tower_of_a_whole_siglip(tmp_path):
+def test_the_tower_of_a_whole_siglip(tmp_path, capfd):
     vision = WIDE | SQUARE
     text = {
         "hidden_size": 24,
@@ -436,6 +437,10 @@ def test_the_tower_of_a_whole_siglip(tmp_path):
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     whole = randomised(transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)))
     whole.save_pretrained(tmp_path)
+    capfd.readouterr()
     start, backbone = started(tmp_path)
+    said = capfd.readouterr()
+    assert "logit_bias, logit_scale, text_model of the file have no place in a SiglipVisionModel" in said.out
+    assert "UNEXPECTED" not in said.err  # a line a tensor
     assert worst(whole.vision_model, backbone, pixels_of(backbone)) < 3e-6
     equal(whole.vision_model.state_dict(), start.family.export(backbone).state_dict())

@@ -529,9 +529,15 @@ def test_a_revision_is_asked_for(monkeypatch):
 @pytest.mark.parametrize(
     "name, argument, words",
     [
-        ("bert", {"norm": "rms"}, "encoder.norm 'rms': the family bert has 'layer' only"),
+        ("bert", {"norm": "rms"}, "encoder.norm rms: the native class BertModel has layer only"),
         ("bert", {"theta": 1e4}, "encoder.theta"),
         ("modernbert", {"first_norm": True}, "encoder.first_norm"),
+        ("modernbert", {"biases": ("query",)}, r"encoder.biases \['query'\]: .* \[\] or \['mlp'\] or"),
+        (
+            "modernbert",
+            {"depth": 2, "windows": (1, 3)},
+            r"encoder.windows \[1, 3\]: .* windows of one width only, and 0",
+        ),
         ("nomic_bert", {"biases": ("query",)}, "encoder.biases"),
     ],
 )
