@@ -87,7 +87,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
             begun = starts.recover(objective.backbone, *place, team, device)
         if note := restrain(objective, config.run):
             print_once(note)
-        watched = team.each(lambda: watch(config, modality, device), turns=True) if config.run.probe_data else None
+        watched = team.each(lambda: watch(config, objective, rows, device), turns=True)
         return Loop(config, objective, rows, device, team, origin, folder, signals, watched, begun).train()
 
 

@@ -1,100 +1,285 @@
-"""Online probe: is the encoder better than its start? Judged while it trains, on labels that training never sees."""
+"""Online probe: is the encoder better than its start? Judged while it trains, on what training never sees.
+
+Three kinds of data judge. Labelled rows (`Labels`): linear probe and nearest neighbours. Pairs with scores (`Pairs`):
+Spearman's correlation of cosines with them. None at all (`Unlabelled`): figures of the features themselves, which do
+not say whether an encoder is better, only that it has become another one.
+"""
 
 import contextlib
+import dataclasses
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from triptych.encoders.backbone import Backbone
 from triptych.evaluation.features import extract
 from triptych.evaluation.labels import number, splits
 from triptych.evaluation.probes import Score, linear, neighbours, over_draws, score
-from triptych.modalities import Modality
+from triptych.modalities import Modality, ViewSpec
+from triptych.training.continuing import distance
 from triptych.training.errors import UserError
-from triptych.training.settings import Data
-from triptych.training.sources import Rows
+from triptych.training.loader import Samples
+from triptych.training.monitor import collapse_figures
+from triptych.training.settings import Config, Data
+from triptych.training.sources import Rows, find, load, split_called
 
 PER_CLASS, DRAWS, MOST = 10, 5, 2000
+LEAST = 20  # rows to judge on; of fewer, half of which are printed, nothing can be said
+RESAMPLES = 200
+SEEN = 256  # samples of which the features' own figures are made
+PAIR = ("sentence1", "sentence2", "score")  # columns of pairs, as sets of sentence similarity have them
+CHOOSE, SHOW = slice(0, None, 2), slice(1, None, 2)  # rows that choose a checkpoint, and those of printed figures
+
+Seen = dict[str, np.ndarray]
 
 
-class OnlineProbe:
-    """k-NN and linear probe of a running encoder, paired with the same of its start.
-
-    Every rank makes all features, so that all run equally many forwards; nothing here draws from torch's own generator
-    or leaves the encoder in another mode. Half of the test rows decide which checkpoint is kept (`selection`), the
-    others are for the figures that are printed: no figure is of rows that it was chosen by.
+class Labels:
+    """Labelled rows: a linear probe of ten labels a class, and k-NN of all.
 
     Args:
-        learn: labelled rows to learn from.
-        judge: labelled rows to be judged on.
+        name: of the data.
+        learn: rows to learn from.
+        judge: rows to be judged on.
         labels: the class of each of them.
-        device: where the encoder runs.
     """
 
-    def __init__(self, learn: Rows, judge: Rows, labels: tuple[np.ndarray, np.ndarray], device: torch.device):
-        self.learn, self.judge, self.labels, self.device = learn, judge, labels, device
-        self.start: dict[str, np.ndarray] = {}  # hits of the start, by probe
-        self.last: dict[str, np.ndarray] = {}
-        self.best, self.best_step, self.latest = -np.inf, None, (-np.inf, 0)
+    measure: ClassVar[str] = f"{PER_CLASS} labels a class, linear, paired over {DRAWS} draws"
+    first: ClassVar[str] = "linear"  # what chooses and gives the verdict
 
-    def __call__(self, backbone: Backbone, step: int) -> dict[str, float]:
-        """Figures of the encoder now. The first call is of the start."""
-        hits = self.hits(backbone)
-        if not self.start:
-            self.start = hits
-        figures = {}
-        for kind, found in hits.items():
-            figures[f"probe_{kind}"] = score(found[:, 1::2]).mean
-            figures[f"probe_{kind}_gain"] = score(found[:, 1::2], self.start[kind][:, 1::2]).mean
-        figures["probe_selection"] = score(hits["linear"][:, ::2]).mean
-        self.last, self.latest = hits, (figures["probe_selection"], step)
-        return figures
+    def __init__(self, name: str, learn: Rows, judge: Rows, labels: tuple[np.ndarray, np.ndarray]):
+        self.name, self.learn, self.judge, self.labels = name, learn, judge, labels
 
-    def improved(self) -> bool:
-        """Is the latest encoder the best one so far, by the rows that choose?"""
-        value, step = self.latest
-        if value <= self.best:
-            return False
-        self.best, self.best_step = value, step
-        return True
-
-    def hits(self, backbone: Backbone) -> dict[str, np.ndarray]:
+    def see(self, backbone: Backbone, device: torch.device) -> Seen:
         """True for the test rows that each probe gets right, `[draws n]`."""
-        with evaluating(backbone):
-            x, t = (extract(backbone, rows, device=self.device) for rows in (self.learn, self.judge))
+        x, t = (extract(backbone, rows, device=device) for rows in (self.learn, self.judge))
         y, test_y = self.labels[0][x.row], self.labels[1][t.row]
+        if not all(np.isfinite(f.x["native"]).all() for f in (x, t)):  # an encoder that broke: nothing is right
+            return {"linear": np.zeros((DRAWS, len(test_y)), bool), "knn": np.zeros((1, len(test_y)), bool)}
         few = over_draws(linear, x.x["native"], y, t.x["native"], test_y, PER_CLASS, DRAWS)
         return {"linear": few, "knn": over_draws(neighbours, x.x["native"], y, t.x["native"], test_y, None, 1)}
 
-    def against_start(self) -> Score:
-        """By how much the latest encoder is above its start: linear, few labels, the rows that chose nothing."""
-        return score(self.last["linear"][:, 1::2], self.start["linear"][:, 1::2])
+    def value(self, seen: np.ndarray, rows: slice, start: np.ndarray | None = None) -> Score:
+        """Accuracy on some of the rows, or by how much it is above the start's."""
+        return score(seen[:, rows], None if start is None else start[:, rows])
 
-    def verdict(self) -> str:
-        """In words, with the margin of two standard errors that `Score.sure` has."""
-        gain = self.against_start()
-        words = f"{gain.mean:+.1f} ± {gain.error:.1f} ({PER_CLASS} labels a class, linear, paired over {DRAWS} draws)"
-        if gain.sure:
-            return f"better than the start by {words}"
-        if -gain.mean > 2 * gain.error:
-            return f"WORSE than the start: {words}"
-        return f"no difference from the start that these labels can show ({words}): use the start"
 
-    def state(self) -> dict[str, Any]:
-        """What a resume needs: the start's hits, and the best so far."""
-        best = None if self.best_step is None else float(self.best)
+class Pairs:
+    """Pairs of samples with a score of how alike they are: Spearman's correlation of it with their vectors' cosine.
+
+    In per cent, as sentence similarity (STS) is reported. There is nothing to learn from labels.
+
+    Args:
+        name: of the data.
+        sides: the first and the second of each pair.
+        scores: how alike they are said to be.
+    """
+
+    measure: ClassVar[str] = "Spearman × 100, paired"
+    first: ClassVar[str] = "spearman"
+
+    def __init__(self, name: str, sides: tuple[Rows, Rows], scores: np.ndarray):
+        self.name, self.sides, self.scores = name, sides, scores
+
+    def see(self, backbone: Backbone, device: torch.device) -> Seen:
+        """Cosine and score of each pair, `[2 n]`."""
+        one, other = (extract(backbone, rows, device=device) for rows in self.sides)
+        both = np.intersect1d(one.row, other.row)
+        a, b = (torch.from_numpy(f.x["native"][np.searchsorted(f.row, both)]) for f in (one, other))
+        cosine = F.cosine_similarity(a, b, dim=-1).nan_to_num(0, 0, 0)
+        return {"spearman": np.stack([cosine.double().numpy(), self.scores[both]])}
+
+    def value(self, seen: np.ndarray, rows: slice, start: np.ndarray | None = None) -> Score:
+        """The correlation on some of the pairs, or by how much it is above the start's; its error by the bootstrap."""
+        (mine, said), before = seen[:, rows], None if start is None else start[0, rows]
+
+        def of(index: np.ndarray) -> np.ndarray:
+            found = spearman(mine[index], said[index])
+            return found if before is None else found - spearman(before[index], said[index])
+
+        every = np.arange(len(said))
+        again = of(np.random.RandomState(0).choice(every, (RESAMPLES, len(said))))
+        return Score(100 * float(of(every)), None, 100 * float(again.std(ddof=1)))
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of the ranks on the last axis, ties at their mean; 0 where all of one are alike."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(v, axis=-1) - (v.shape[-1] + 1) / 2 for v in (x, y))
+    size = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    return (a * b).sum(-1) / np.where(size > 0, size, 1.0)
+
+
+class Unlabelled:
+    """The features' own figures: directions (RankMe), how alike two views of a sample are, distance from the start.
+
+    Args:
+        batches: two strong views of some samples, in batches, as they are collated.
+        modality: their adapter.
+    """
+
+    def __init__(self, batches: list[list], modality: Modality):
+        self.batches, self.modality = batches, modality
+
+    def see(self, backbone: Backbone, device: torch.device) -> Seen:
+        """Vectors of the first and of the second view, `[2 n d]`."""
+        with torch.no_grad():
+            made = [[backbone(self.modality.prepare(v.to(device))).float() for v in views] for views in self.batches]
+        return {"views": torch.stack([torch.cat(one) for one in zip(*made, strict=True)]).cpu().numpy()}
+
+    def figures(self, seen: Seen, start: Seen) -> dict[str, float]:
+        one, two = (torch.from_numpy(x) for x in seen["views"])
+        if not (one.isfinite().all() and two.isfinite().all()):
+            return {}
+        own = collapse_figures(one)
         return {
-            "best": best,
-            "best_step": self.best_step,
-            "start": {k: h.astype(int).tolist() for k, h in self.start.items()},
+            "own_rankme": own["rankme"],
+            "own_view_cosine": F.cosine_similarity(one, two, dim=-1).mean().item(),
+            "own_mean_cosine": own["mean_cosine"],
+            "own_start_distance": distance(one, torch.from_numpy(start["views"][0])).item(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        if state["best"] is not None:
-            self.best, self.best_step = state["best"], state["best_step"]
-        self.start = {kind: np.asarray(hits, dtype=bool) for kind, hits in state["start"].items()}
+
+class OnlineProbe:
+    """Judges a running encoder beside its start, which is what it sees first.
+
+    Every rank makes all features, so that all run equally many forwards; nothing here draws from torch's own generator
+    or leaves the encoder in another mode. Half of the test rows decide which checkpoint is kept (`CHOOSE`), the others
+    are for the figures that are printed: no figure is of rows that it was chosen by.
+
+    Args:
+        device: where the encoder runs.
+        judge: what judges whether it is better.
+        keep: what judges whether something else was lost.
+        own: for the features' own figures, where there is no judge.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        judge: Labels | Pairs | None = None,
+        keep: Labels | Pairs | None = None,
+        own: Unlabelled | None = None,
+    ):
+        named = {"probe": judge, "keep": keep, "own": own}
+        self.device, self.parts = device, {name: part for name, part in named.items() if part is not None}
+        self.start: dict[str, Seen] = {}
+        self.last: dict[str, Seen] = {}
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self.best_gain: Score | None = None
+        self.step = 0
+
+    def __call__(self, backbone: Backbone, step: int) -> dict[str, float]:
+        """Figures of the encoder now. The first call is of the start."""
+        with evaluating(backbone):
+            self.last = {name: part.see(backbone, self.device) for name, part in self.parts.items()}
+        self.start, self.step = self.start or self.last, step
+        figures: dict[str, float] = {}
+        for name, part in self.parts.items():
+            seen, start = self.last[name], self.start[name]
+            if any(seen[kind].shape != start[kind].shape for kind in seen):
+                raise UserError(f"{part.name} is not what the start was judged on; give the same data")
+            if isinstance(part, Unlabelled):
+                figures |= part.figures(seen, start)
+                continue
+            for kind in seen:
+                figures[f"{name}_{kind}"] = part.value(seen[kind], SHOW).mean
+                figures[f"{name}_{kind}_gain"] = part.value(seen[kind], SHOW, start[kind]).mean
+        if "probe" in self.parts:
+            figures["probe_selection"] = self._value("probe", CHOOSE, gain=False).mean
+        return figures
+
+    def _value(self, name: str, rows: slice, gain: bool = True) -> Score:
+        part = self.parts[name]
+        return part.value(self.last[name][part.first], rows, self.start[name][part.first] if gain else None)
+
+    def improved(self) -> bool:
+        """Is the latest encoder the best so far, by the rows that choose? One that has lost what was to be kept is
+        none."""
+        value = self._value("probe", CHOOSE, gain=False).mean
+        if self.best is not None and value <= self.best:
+            return False
+        if "keep" in self.parts and lost(self._value("keep", CHOOSE)):
+            return False
+        self.best, self.best_step, self.best_gain = value, self.step, self._value("probe", SHOW)
+        return True
+
+    def verdict(self, best: bool = False) -> list[str]:
+        """In words, of the latest encoder; `best`: of the best one too. ± is one standard error, and sure are two."""
+        said = []
+        if "probe" in self.parts:
+            part, gain = self.parts["probe"], self._value("probe", SHOW)
+            words = f"{shown(gain)} ({part.measure})"
+            if gain.sure:
+                said.append(f"on {part.name}: better than the start by {words}")
+            elif lost(gain):
+                said.append(f"on {part.name}: WORSE than the start: {words}: use the start")
+            else:
+                said.append(f"on {part.name}: no difference from the start that it can show: {words}: use the start")
+            if best and self.best_step is None:
+                said.append("no checkpoint was kept as the best: each had lost on what was to be kept")
+            elif best and self.best_step != self.step:
+                said.append(
+                    f"the best checkpoint by the probe is that of step {self.best_step}: {shown(self.best_gain)}"
+                )
+        if "keep" in self.parts:
+            part, gain = self.parts["keep"], self._value("keep", SHOW)
+            what = "LOST" if lost(gain) else "better, too" if gain.sure else "no loss that it can show"
+            said.append(f"on {part.name}, to be kept: {what}: {shown(gain)} ({part.measure})")
+        if "own" in self.parts:
+            said.append(self._without_labels())
+        return said
+
+    def _without_labels(self) -> str:
+        part: Any = self.parts["own"]
+        now, then = (part.figures(of["own"], self.start["own"]) for of in (self.last, self.start))
+        if not now:
+            return "the features are not finite: the encoder is broken, use the start"
+        fewer = "fewer than half of the start's directions are left, it is probably WORSE; " * (
+            now["own_rankme"] < then["own_rankme"] / 2
+        )
+        return (
+            f"{fewer}without labels nothing says whether the encoder is better than its start. Its features have a "
+            f"RankMe of {now['own_rankme']:.1f} (start {then['own_rankme']:.1f}); two views of a sample have a cosine "
+            f"of {now['own_view_cosine']:.2f} ({then['own_view_cosine']:.2f}), two samples of "
+            f"{now['own_mean_cosine']:.2f} ({then['own_mean_cosine']:.2f}); vectors are "
+            f"{now['own_start_distance']:.3f} from the start's, of at most 4. To know: --probe_data, or probe.py "
+            "with labels"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs, beside `tensors`: the best so far."""
+        gain = None if self.best_gain is None else list(self.best_gain)
+        return {"best": self.best, "best_step": self.best_step, "best_gain": gain}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the start showed, by name."""
+        return {f"{name}/{k}": torch.from_numpy(x) for name, seen in self.start.items() for k, x in seen.items()}
+
+    def load(self, state: dict[str, Any] | None, tensors: dict[str, Tensor]) -> bool:
+        """Take back what a checkpoint kept; False for one that does not hold what the start showed."""
+        for name, value in tensors.items():
+            part, _, kind = name.partition("/")
+            self.start.setdefault(part, {})[kind] = value.cpu().numpy()
+        if state is None or self.start.keys() != self.parts.keys():
+            return False
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.best_gain = None if state["best_gain"] is None else Score(*state["best_gain"])
+        return True
+
+
+def lost(gain: Score) -> bool:
+    return -gain.mean > 2 * gain.error
+
+
+def shown(gain: Score) -> str:
+    return f"{gain.mean:+.1f} ± {gain.error:.1f}"
 
 
 @contextlib.contextmanager
@@ -109,11 +294,60 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
             backbone.train(training)
 
 
-def watch(config, modality: Modality, device: torch.device) -> OnlineProbe:
-    """An online probe on the labelled data that a run names."""
-    source = Data(name=config.run.probe_data)
-    learn, judge, words = splits(source, modality, "train", None, MOST)
-    classes, labels = number(words, learn.label)
-    if len(classes) < 2:
-        raise UserError(f"probe_data {source.name}: one class only")
-    return OnlineProbe(learn, judge, tuple(labels), device)
+def watch(config: Config, objective, rows: Rows, device: torch.device) -> OnlineProbe | None:
+    """An online probe on the data that a run names; None where there is nothing to compare.
+
+    A run that continues an encoder and names none gets the features' own figures, of some of the rows that it trains
+    on.
+    """
+    run, modality = config.run, objective.backbone.modality
+    judge, keep = (judge_of(option, getattr(run, option), modality) for option in ("probe_data", "probe_keep"))
+    own = Unlabelled(list(two_views(config, objective, rows)), modality) if run.init_from and judge is None else None
+    return OnlineProbe(device, judge, keep, own) if judge or keep or own else None
+
+
+def judge_of(option: str, name: str | None, modality: Modality) -> Labels | Pairs | None:
+    """What judges on data of that name: pairs, if it has their columns, or labels."""
+    if name is None:
+        return None
+    source = Data(name=name)
+    if (made := pairs_of(option, source, modality)) is None:
+        learn, judge, words = splits(source, modality, "train", None, MOST)
+        _, labels = number(words, learn.label)
+        made = Labels(name, learn, judge, tuple(labels))
+    count = len(made.judge) if isinstance(made, Labels) else len(made.scores)
+    if count < LEAST:
+        raise UserError(f"{option} {name}: {count} rows to judge on say nothing; give at least {LEAST}")
+    return made
+
+
+def pairs_of(option: str, source: Data, modality: Modality) -> Pairs | None:
+    """Pairs with scores, of the test split or what there is; None if the data has no such columns."""
+    read = find(source, modality).read
+    split = next(s for word in ("test", "validation", "train", *read) if (s := split_called(word, list(read))))
+    if not set(PAIR) <= set(read[split]().column_names):
+        return None
+    rows = load(dataclasses.replace(source, column=PAIR[0]), modality, split)
+    values = rows.table[PAIR[2]][:]
+    if not all(value is None or isinstance(value, int | float) for value in values):
+        raise UserError(f"{option} {source.name}: column {PAIR[2]!r} holds no numbers")
+    scores = np.array([math.nan if value is None else value for value in values], dtype=float)
+    good = np.flatnonzero(np.isfinite(scores))
+    if len(good) < len(scores):
+        print(f"{option} {source.name}: {len(scores) - len(good):,} of {len(scores):,} pairs have no score: left out")
+    good = np.random.RandomState(0).permutation(good)[:MOST]
+    if len(np.unique(scores[good])) < 2:
+        raise UserError(f"{option} {source.name}: all scores are alike: there is nothing to correlate with")
+    rows = rows.select(good)
+    return Pairs(source.name, (rows, dataclasses.replace(rows, column=PAIR[1])), scores[good])
+
+
+def two_views(config: Config, objective, rows: Rows) -> Iterator[list]:
+    """Two strong views of some samples, in batches: always the same ones."""
+    modality, size = objective.backbone.modality, config.run.per_device_train_batch_size
+    index = np.random.RandomState(0).permutation(len(rows))[:SEEN]
+    table = modality.samples(rows.table.select(index), rows.column)
+    specs = tuple(ViewSpec(scale=objective.views[0].scale, strength="strong", index=i) for i in range(2))
+    samples = Samples(table, rows.column, modality, specs, 0, len(table))
+    for at in range(0, min(SEEN, len(table)), size):
+        yield samples.__getitems__([(0, i) for i in range(at, min(at + size, SEEN, len(table)))])["views"]

@@ -3,7 +3,7 @@
     checkpoint-500/
         model.safetensors      all parameters and buffers of the objective (teacher, queue, ...) in float32, by name
         optimizer.safetensors  moments, as `moment/name`
-        monitor.safetensors    the latest features, of which the figures of collapse are made
+        monitor.safetensors    the latest features, of which the figures of collapse are made, and what the start showed
         state.json             step, data position, counts
         config.yaml            the run's configuration
         modality/              processor or tokenizer

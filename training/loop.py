@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -31,7 +31,7 @@ from triptych.training.ranks import Team
 from triptych.training.run_folder import RunFolder
 from triptych.training.settings import Config
 from triptych.training.signals import Signals
-from triptych.training.sources import Rows, fingerprint
+from triptych.training.sources import Rows, fingerprint, print_once
 
 TIMED = 3  # steps after which it is said how long the rest takes; the first of them is not typical
 EVAL_SEED = 0xE7A1  # the held-out part has the same views and masks every time
@@ -193,7 +193,7 @@ class Loop:
                         figures |= self.evaluate()
                         if self.probe is not None:
                             figures |= self._probed()
-                            better = run.keep == "best" and self.probe.improved()
+                            better = run.keep == "best" and self.team.first(self.probe.improved)
                     self.log.write(self.step, figures)
                     self.log.progress(self.step, figures["loss"], rate, speed)
                     if alarm := self.monitor.alarm():
@@ -210,11 +210,12 @@ class Loop:
             agree.last()
             self.team.first(self.writer.wait)
             self.log.say(f"verdict: {self.monitor.verdict()}")
-            if self.probe is not None:
-                self.log.say(f"on {self.run.probe_data}: {self.probe.verdict()}")
+            judged = [] if self.probe is None else self.probe.verdict(run.keep == "best")
+            for line in judged:
+                self.log.say(f"verdict: {line}")
             self.log.say(f"{self.folder}: {self.steps:,} steps done, {len(self.bad)} unusable samples replaced")
             self.log.say(f"next: python probe.py {self.folder}; python export.py {self.folder} --to exported")
-        return self.team.gather(figures | {"verdict": self.monitor.verdict()})[0]
+        return self.team.gather(figures | {"verdict": self.monitor.verdict(), "probe_verdict": judged})[0]
 
     def _opening(self) -> str:
         run = self.run
@@ -310,7 +311,7 @@ class Loop:
         return norm
 
     def _probed(self) -> dict[str, float]:
-        """Figures of the encoder on labels that it is not trained on. All ranks make the features, alike."""
+        """Figures of the encoder on what it is not trained on. All ranks make the features, alike."""
         figures = self.probe(self.objective.backbone, self.step)
         self.objective.train()
         return figures
@@ -381,6 +382,7 @@ class Loop:
         }
         self.log.flush()
         kept = {} if features is None else {"features": features.cpu()}
+        kept |= self.probe.tensors() if self.probe else {}
         self.writer(self._write, self.step, weights, moments, state, kept)
 
     def _write(self, step: int, weights, moments, state, features) -> None:
@@ -440,12 +442,15 @@ class Loop:
         self.saved = self.step
         self.warmup = state.get("warmup", warmup_of(self.run, state["steps"]))
         self.bad.load(state["bad"])
+        kept: Mapping[str, torch.Tensor] = {}
         if "monitor" in state:  # not in those of earlier versions
-            features = checkpoint.Shared(folder / "monitor.safetensors", self.team, self.device)
+            kept = checkpoint.Shared(folder / "monitor.safetensors", self.team, self.device)
             ranks = self.team.rank, self.team.count
-            self.monitor.load(state["monitor"], features["features"] if len(features) else None, *ranks)
-        if self.probe is not None and state.get("probe"):
-            self.probe.load(state["probe"])
+            self.monitor.load(state["monitor"], kept["features"] if "features" in kept else None, *ranks)
+        shown = {name: kept[name] for name in kept if name != "features"}
+        if self.probe is not None and not self.probe.load(state.get("probe"), shown):
+            print_once(f"{folder} does not hold what the start showed to the online probe: nothing is compared with it")
+            self.probe = None
         if not self.team.is_first:
             return
         print(f"continuing from {folder}: step {self.step} of {self.steps}", flush=True)

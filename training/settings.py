@@ -60,10 +60,13 @@ class Run:
             reads.
         init_from: hub id or folder of a published checkpoint to start from; sizes and processor come from there.
         init_revision: branch, tag or commit of that checkpoint on the hub.
-        probe_data: data with labels that judges the encoder before the first step and at every evaluation, beside its
-            start: k-NN and a linear probe of 10 labels a class. Training never sees the labels.
-        keep: `best` also keeps, and exports, the checkpoint that was best by the linear probe of `probe_data`, judged
-            on other rows than the figures that are printed.
+        probe_data: data that judges the encoder before the first step and at every evaluation, beside its start;
+            training never sees it. With labels: k-NN and a linear probe of 10 labels a class; with columns
+            `sentence1`, `sentence2` and `score`: Spearman's correlation of the pairs' cosines with it. Default: of a
+            run with `init_from`, only figures of the features themselves.
+        probe_keep: a second set of that kind, on which the start must not be lost.
+        keep: `best` also keeps, and exports, the checkpoint that was best by `probe_data` (the linear probe, or the
+            correlation), judged on other rows than the figures that are printed; none that lost on `probe_keep`.
         train_last: blocks of the encoder that are trained, the last ones, with its last norm; the others stand still.
             Default: all, and the embedding.
         lora_rank: if given, these blocks stand still too, and an update of this rank beside each of their matrices is
@@ -114,6 +117,7 @@ class Run:
     init_from: str | None = None
     init_revision: str | None = None
     probe_data: str | None = None
+    probe_keep: str | None = None
     keep: Literal["last", "best"] = "last"
     train_last: Number | None = None
     lora_rank: Count | None = None

@@ -1,22 +1,30 @@
 """Continuing an encoder: what stands still, what moves how slowly, where a run may start from, and who judges it."""
 
 import copy
+import json
+import re
 import shutil
 import sys
 
+import datasets
+import numpy as np
 import pytest
 import support
 import torch
 import yaml
 from safetensors.torch import load_file
+from scipy.stats import spearmanr
 
+from triptych.evaluation.features import extract
 from triptych.evaluation.load import from_run, published
+from triptych.evaluation.online import Labels, OnlineProbe, Pairs, Unlabelled, judge_of, spearman, two_views
 from triptych.modalities import View
 from triptych.training import checkpoint
 from triptych.training.command_line import read
 from triptych.training.continuing import Preserving, distance, merged, restrain
 from triptych.training.engine import parameter_groups
 from triptych.training.errors import UserError
+from triptych.training.sources import Rows
 from triptych.training.starts import KEPT, find
 
 TINY = {"modality.image_size": 8, "modality.patch_size": 4, "encoder.width": 32, "encoder.depth": 3, "encoder.heads": 2}
@@ -190,6 +198,13 @@ def test_a_run_starts_from_another_run(launch, first, tmp_path):
     assert all(torch.equal(new[name], again[name]) for name in new)
 
 
+def unwatched(options: dict) -> None:
+    from triptych.evaluation import online
+
+    online.watch = lambda *_: None
+    pretrained(options)
+
+
 def refused(options: dict) -> str:
     try:
         pretrained(options)
@@ -288,24 +303,170 @@ def test_init_from_brings_a_recipe_that_the_user_s_word_goes_before(first):
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_the_online_probe_changes_nothing_and_says_what_it_saw(launch, first, tmp_path, ranks, stage):
     """Weights bit for bit as without it, before and after a resume; the start is judged before the first step."""
-    weights = {}
-    for name, more in (("without", {}), ("with", {"probe_data": "digits", "keep": "best"})):
-        options = {"data": "digits", "init_from": str(first), "output_dir": str(tmp_path / name), "max_steps": 6}
-        options |= {"eval_steps": 2, "save_steps": 3, "logging_steps": 1} | more
-        options |= {"deepspeed": {"zero_optimization": {"stage": stage}}}
-        given = SHORT | options | {"per_device_train_batch_size": 8 // ranks}
-        launch(pretrained, ranks, options=given).results()
-        shutil.rmtree(tmp_path / name / "checkpoint-6")
-        launch(pretrained, ranks, options=given).results()
+    labels = {"probe_data": "digits", "keep": "best"} | ({"probe_keep": "digits"} if ranks > 1 else {})
+    shared = SHORT | {"data": "digits", "init_from": str(first), "max_steps": 6, "eval_steps": 2, "save_steps": 3}
+    shared |= {"logging_steps": 1, "deepspeed": {"zero_optimization": {"stage": stage}}}
+    shared |= {"per_device_train_batch_size": 8 // ranks, "head_steps": 1, "learning_rate": 0.01, "train_last": 3}
+    weights, said = {}, {}
+    for name, more in {"without": {}, "labels": labels, "own": {}}.items():
+        if name == "own" and ranks == 1:
+            return  # the same code; its figures have a test of their own
+        given = shared | more | {"output_dir": str(tmp_path / name)}
+        launch(unwatched if name == "without" else pretrained, ranks, options=given).results()
+        if name != "without":
+            shutil.rmtree(tmp_path / name / "checkpoint-6")
+            said[name] = launch(pretrained, ranks, options=given)
+            said[name].results()
         weights[name] = load_file(tmp_path / name / "checkpoint-6" / "model.safetensors")
-    assert all(torch.equal(weights["with"][k], v) for k, v in weights["without"].items())
-    lines = support.metrics(tmp_path / "with")
-    assert lines[0]["step"] == 0 and lines[0]["probe_linear_gain"] == 0
-    assert [line["step"] for line in lines if "probe_linear" in line] == [0, 2, 4, 6]
-    best = checkpoint.best(tmp_path / "with")
-    assert best is not None and best.name in {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
-    chosen = {line["step"]: line["probe_selection"] for line in lines if line["step"] and "probe_selection" in line}
-    assert chosen[checkpoint.number(best)] == max(chosen.values())
+        assert all(torch.equal(weights[name][k], v) for k, v in weights["without"].items())
+        lines = [line for line in support.metrics(tmp_path / name) if any("_gain" in k or "own_" in k for k in line)]
+        assert [line["step"] for line in lines] == ([] if name == "without" else [0, 2, 4, 6])
+        if name == "labels":
+            assert lines[0]["probe_linear_gain"] == lines[0]["probe_knn_gain"] == 0
+            assert any(line["probe_linear_gain"] for line in lines)
+            chosen = {line["step"]: line["probe_selection"] for line in lines[1:]}
+            best, output = checkpoint.best(tmp_path / name), said[name].output()
+            assert ranks > 1 or chosen[checkpoint.number(best)] == max(chosen.values())
+            number = r"[+-]\d+\.\d ± \d+\.\d \(10 labels a class"
+            assert re.search(f"verdict: on digits: .* the start.* {number}", output)
+            assert ranks == 1 or re.search(f"verdict: on digits, to be kept: .*{number}", output)
+    assert lines[0]["own_start_distance"] == pytest.approx(0, abs=1e-6)
+    assert lines[-1]["own_start_distance"] > 1e-3
+    assert "without labels nothing says whether the encoder is better" in said["own"].output()
+
+
+class Told(Labels):
+    """Labels of which the hits are given: of the start, and of each evaluation, as shares of the test rows."""
+
+    def __init__(self, *shares: float, rows: int = 400):
+        self.name, self.shares, self.rows = "told", list(shares), rows
+
+    def see(self, backbone, device):
+        share = self.shares.pop(0)
+        order = np.random.RandomState(0).permutation(self.rows // 2).repeat(2)  # rows that choose and others, alike
+        hits = np.tile(order < share * self.rows / 2, (5, 1))
+        return {"linear": hits, "knn": hits[:1]}
+
+
+def judged(*shares: float, keep: tuple[float, ...] | None = None, rows: int = 400) -> OnlineProbe:
+    made = OnlineProbe("cpu", Told(*shares, rows=rows), keep and Told(*keep))
+    for step in range(len(shares)):
+        made(torch.nn.Identity(), step)
+        if step:
+            made.improved()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ((0.5, 0.6), "better than the start by +10.0 ± 2.1"),
+        ((0.5, 0.5), "no difference from the start that it can show: +0.0 ± 0.0"),
+        ((0.5, 0.51), "no difference from the start that it can show: +1.0 ± 0.7"),
+        ((0.5, 0.4), "WORSE than the start: -10.0 ± 2.1"),
+        ((0.5, 0.0), "WORSE than the start: -50.0 ± 3.5"),
+        ((1.0, 1.0), "no difference from the start"),
+    ],
+)
+def test_the_verdict(shares, words):
+    (said,) = judged(*shares).verdict()
+    assert said.startswith(f"on told: {words}"), said
+    assert ("use the start" in said) == ("better" not in said)
+
+
+def test_the_best_is_chosen_by_rows_that_are_not_printed_and_loses_nothing_that_is_to_be_kept():
+    made = judged(0.5, 0.7, 0.6)
+    assert made.best_step == 1
+    last, best = made.verdict(best=True)
+    assert "better than the start by +10.0" in last and "step 1: +20.0 ± 2.8" in best
+    made = judged(0.5, 0.7, 0.6, keep=(0.5, 0.3, 0.5))  # the first lost what was to be kept
+    assert made.best_step == 2 and "no loss that it can show: +0.0 ± 0.0" in made.verdict(best=True)[-1]
+    made = judged(0.5, 0.7, 0.6, keep=(0.5, 0.3, 0.2))
+    assert made.best_step is None and "no checkpoint was kept" in made.verdict(best=True)[1]
+    assert "told, to be kept: LOST: -" in made.verdict()[-1]
+    again = OnlineProbe("cpu", Told(0.5), Told(0.5))
+    assert again.load(json.loads(json.dumps(made.state())), made.tensors())
+    assert all(np.array_equal(again.start["probe"][kind], hits) for kind, hits in made.start["probe"].items())
+    assert not OnlineProbe("cpu", Told(0.5)).load(None, {})
+    again.start["probe"]["linear"] = again.start["probe"]["linear"][:, :-1]
+    with pytest.raises(UserError, match="told is not what the start was judged on"):
+        again(torch.nn.Identity(), 1)
+
+
+def words_of(**more):
+    """An objective on tiny texts, and a table of pairs of them."""
+    modality = support.config("text", "simclr", "run").build_modality()
+    rows = support.rows_of("text", modality, 60)
+    objective = support.config("text", "simclr", "run").build_objective(modality)
+    texts = rows.table["text"][:]
+    pairs = {"sentence1": texts[:30], "sentence2": texts[30:], "score": [float(i % 7) for i in range(30)]} | more
+    return objective, datasets.Dataset.from_dict(pairs)
+
+
+def test_pairs_with_scores_are_judged_by_spearman_s_correlation(tmp_path, capsys):
+    objective, table = words_of()
+    spoilt = {3: {"score": None}, 5: {"sentence2": " "}}
+    table = datasets.Dataset.from_list([row | spoilt.get(i, {}) for i, row in enumerate(table)])
+    table.to_parquet(tmp_path / "test.parquet")
+    made = judge_of("probe_data", str(tmp_path), objective.backbone.modality)
+    assert "1 of 30 pairs have no score: left out" in capsys.readouterr().out
+    seen = made.see(objective.backbone.eval(), torch.device("cpu"))["spearman"]
+    assert seen.shape == (2, 28)
+    good = table.select([i for i in range(30) if i not in spoilt])
+    x, y = (
+        torch.from_numpy(extract(objective.backbone, Rows(good, side, None, "", made.sides[0].modality)).x["native"])
+        for side in ("sentence1", "sentence2")
+    )
+    cosine, said = torch.nn.functional.cosine_similarity(x, y).tolist(), good["score"][:]
+    assert sorted(said) == sorted(seen[1])
+    np.testing.assert_allclose(sorted(cosine), sorted(seen[0]), atol=1e-6)
+    assert made.value(seen, slice(None)).mean == pytest.approx(100 * spearmanr(cosine, said).statistic, abs=1e-3)
+    assert made.value(seen, slice(None), seen) == (0.0, None, 0.0)
+
+
+def test_the_error_of_a_correlation_is_that_of_other_pairs():
+    """Its bootstrap is near the deviation over many sets of pairs, for one encoder and for the gain of two."""
+    random, values, gains, errors = np.random.RandomState(0), [], [], []
+    made = Pairs("", None, None)
+    for _ in range(60):
+        said = random.randn(150)
+        start, now = (np.stack([said + noise * random.randn(150), said]) for noise in (1.0, 0.8))
+        values.append(made.value(now, slice(None)))
+        gains.append(made.value(now, slice(None), start))
+        errors.append((values[-1].error, gains[-1].error))
+    for scores, found in zip((values, gains), np.transpose(errors), strict=True):
+        assert found.mean() == pytest.approx(np.std([s.mean for s in scores]), rel=0.25)
+    assert spearman(np.ones(5), np.arange(5)) == 0
+
+
+def test_what_cannot_judge_is_refused(tmp_path):
+    objective, table = words_of(score=[1.0] * 30)
+    table.to_parquet(tmp_path / "alike.parquet")
+    with pytest.raises(UserError, match="probe_keep .*: all scores are alike"):
+        judge_of("probe_keep", str(tmp_path / "alike.parquet"), objective.backbone.modality)
+    table.select(range(9)).remove_columns("score").add_column("score", list(range(9))).to_parquet(
+        tmp_path / "few.parquet"
+    )
+    with pytest.raises(UserError, match="9 rows to judge on say nothing; give at least 20"):
+        judge_of("probe_data", str(tmp_path / "few.parquet"), objective.backbone.modality)
+
+
+def test_an_encoder_that_broke_is_worse_than_its_start():
+    objective, _ = words_of()
+    modality = objective.backbone.modality
+    table = datasets.Dataset.from_dict({"text": support.cells("text", 60)[0], "label": [i % 2 for i in range(60)]})
+    rows = Rows(table, "text", "label", "texts", modality)
+    y = np.arange(60) % 2
+    config = support.config("text", "simclr", "run")
+    own = Unlabelled(list(two_views(config, objective, rows)), modality)
+    parts = Labels("texts", rows, rows, (y, y)), Pairs("pairs", (rows, rows), y.astype(float))
+    made = OnlineProbe(torch.device("cpu"), *parts, own)
+    made(objective.backbone, 0)
+    with torch.no_grad():
+        objective.backbone.encoder.norm.weight.fill_(torch.nan)
+    made(objective.backbone, 1)
+    labels, _, features = made.verdict()
+    assert "WORSE than the start" in labels and "not finite: the encoder is broken" in features
 
 
 def test_keep_best_wants_labels():
