@@ -119,7 +119,7 @@ class Preserving(nn.Module):
             (start,) = self.start
             before = start(views[0])
         away = distance(self.objective.backbone(views[0]), before)
-        return out | {"loss": out["loss"] + self.weight * away}
+        return out | {"loss": out["loss"] + self.weight * away, "start_distance": away.detach()}
 
 
 def distance(x: Float[Tensor, "b e"], other: Float[Tensor, "b e"]) -> Float[Tensor, ""]:

@@ -212,7 +212,7 @@ class Loop:
             self.log.say(f"verdict: {self.monitor.verdict()}")
             judged = [] if self.probe is None else self.probe.verdict(run.keep == "best")
             for line in judged:
-                self.log.say(f"verdict: {line}")
+                self.log.say(line)
             self.log.say(f"{self.folder}: {self.steps:,} steps done, {len(self.bad)} unusable samples replaced")
             self.log.say(f"next: python probe.py {self.folder}; python export.py {self.folder} --to exported")
         return self.team.gather(figures | {"verdict": self.monitor.verdict(), "probe_verdict": judged})[0]

@@ -139,8 +139,10 @@ def test_what_preserves_the_start_is_added_to_any_loss():
         x, s = (torch.nn.functional.normalize(encoder(views[0])) for encoder in (made.backbone, start))
         away = (x - s).square().sum(1).mean()
         assert away > 1e-3
-        loss = whole(views)["loss"]
+        out = whole(views)
+        loss = out["loss"]
         torch.testing.assert_close(loss, plain + 3 * away)
+        torch.testing.assert_close(out["start_distance"], away)
         loss.backward()
         assert all(p.grad is None for p in start.parameters())
         assert {n for n, _ in whole.named_parameters()} == {f"objective.{n}" for n, _ in made.named_parameters()}
@@ -328,8 +330,8 @@ def test_the_online_probe_changes_nothing_and_says_what_it_saw(launch, first, tm
             best, output = checkpoint.best(tmp_path / name), said[name].output()
             assert ranks > 1 or chosen[checkpoint.number(best)] == max(chosen.values())
             number = r"[+-]\d+\.\d ± \d+\.\d \(10 labels a class"
-            assert re.search(f"verdict: on digits: .* the start.* {number}", output)
-            assert ranks == 1 or re.search(f"verdict: on digits, to be kept: .*{number}", output)
+            assert re.search(f"(?m)^on digits: .* the start.* {number}", output)
+            assert ranks == 1 or re.search(f"(?m)^on digits, to be kept: .*{number}", output)
     assert lines[0]["own_start_distance"] == pytest.approx(0, abs=1e-6)
     assert lines[-1]["own_start_distance"] > 1e-3
     assert "without labels nothing says whether the encoder is better" in said["own"].output()
