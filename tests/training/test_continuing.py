@@ -99,7 +99,7 @@ def test_frozen_blocks_keep_no_graph():
     made, _, _ = objective_of(train_last=1)
     outs = []
     for block in made.backbone.encoder.blocks:
-        block.register_forward_hook(lambda _, __, out: outs.append(out.requires_grad))
+        block.register_forward_hook(lambda _, __, out: outs.append(out[0].requires_grad))
     image = made.backbone.modality
     data = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     number = torch.arange(4)
