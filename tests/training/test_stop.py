@@ -43,12 +43,12 @@ def options(folder, data, **more) -> list[str]:
     return [part for key, value in given.items() for part in (f"--{key}", str(value))]
 
 
-def begin(launcher: list[str], argv: list[str], **environment: str) -> subprocess.Popen:
+def begin(launcher: list[str], argv: list[str]) -> subprocess.Popen:
     clean = support.plain_environment()
     clean["PATH"] = f"{Path(sys.executable).parent}:{clean['PATH']}"
     command = [*launcher, "train.py", *argv]
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=support.ROOT, start_new_session=True, env=clean | environment, **pipe)
+    return subprocess.Popen(command, cwd=support.ROOT, start_new_session=True, env=clean, **pipe)
 
 
 def wait_for_steps(started: subprocess.Popen, folder: Path, count: int = 3) -> None:
@@ -69,6 +69,7 @@ WAYS = {
     "alone, USR1, to the group": ([sys.executable], signal.SIGUSR1, True, 75),
     "alone, Ctrl-C": ([sys.executable], signal.SIGINT, True, 130),
     "torchrun, TERM": (TORCHRUN, signal.SIGTERM, False, 1),
+    "torchrun, USR1": ([*TORCHRUN, "--signals_to_handle", "SIGTERM,SIGINT,SIGUSR1"], signal.SIGUSR1, False, 1),
     "torchrun, TERM to the group": (TORCHRUN, signal.SIGTERM, True, 1),
     "torchrun, Ctrl-C": (TORCHRUN, signal.SIGINT, True, 1),
     "deepspeed, TERM to the group": ([*DEEPSPEED, "29871"], signal.SIGTERM, True, None),
@@ -85,7 +86,7 @@ QUICK = ("alone, TERM", "alone, USR1, to the group")
 def test_a_signal_saves(data, tmp_path, way):
     launcher, number, group, code = WAYS[way]
     run = tmp_path / "run"
-    started = begin(launcher, options(run, data), TORCHELASTIC_SIGNALS_TO_HANDLE="SIGTERM,SIGINT,SIGUSR1")
+    started = begin(launcher, options(run, data))
     wait_for_steps(started, run)
     os.killpg(started.pid, number) if group else os.kill(started.pid, number)
     said, _ = started.communicate(timeout=120)
