@@ -36,8 +36,8 @@ RECIPES = {
     "recipe": {},
     "trivial": {"modality.augmentation": "span", "objective.scale": "[0.5, 0.5]"},
     "masked": {"objective": "masked", "learning_rate": 3e-5},
-    "full_rate": {"learning_rate": 1e-3, "train_last": 12, "head_steps": 0, "trunk_scale": 1.0},
-    "all_blocks": {"train_last": 12, "trunk_scale": 0.1},
+    "full_rate": {"learning_rate": 1e-3, "train_last": "null", "head_steps": 0, "trunk_scale": 1.0},
+    "all_blocks": {"train_last": "null", "trunk_scale": 0.1},
     "byol": {"objective": "byol", "learning_rate": 3e-4},
     "mae": {"objective": "mae", "learning_rate": 1e-4},
 }
