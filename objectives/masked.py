@@ -68,7 +68,7 @@ class Masked(Objective):
 
     cost: ClassVar[str] = "one forward of all pieces; nothing is gathered"
     collapse: ClassVar[str] = "does not; a loss that stays at the entropy of single pieces has learned nothing"
-    choose: ClassVar[str] = "pieces that are ids, and families whose native head predicts them: it goes out with the head"
+    choose: ClassVar[str] = "pieces that are ids, where the native class has a head for them: that goes out, too"
 
     def __init__(
         self,
