@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from triptych.encoders.backbone import Backbone, pooled
 from triptych.modalities.domains import Count, Number, Part, Positive
@@ -12,7 +13,7 @@ from triptych.objectives import collectives
 from triptych.objectives.base import Batch, Objective, Progress
 from triptych.objectives.crops import Crops
 from triptych.objectives.heads import Head, projector
-from triptych.objectives.prototypes import Prototypes, sinkhorn, swapped_loss
+from triptych.objectives.prototypes import Prototypes, perplexity, sinkhorn, swapped_loss
 from triptych.objectives.queue import Queue
 
 
@@ -46,7 +47,10 @@ class SwAV(Objective):
         "2 forwards of large views and `crops.number` of small ones a sample; no teacher; batch and queue times "
         "prototypes in float32; sums 4 bytes a prototype in each of 3 iterations, gathers the queue's projections"
     )
-    collapse: ClassVar[str] = "the loss stays at the logarithm of the number of prototypes: try a smaller `epsilon`"
+    collapse: ClassVar[str] = (
+        "the loss stays at the logarithm of the number of prototypes, or `prototypes_used` (in predictions) falls to a "
+        "few: try a smaller `epsilon`"
+    )
     choose: ClassVar[str] = "where small crops make sense, and clusters of the data are what is looked for"
 
     def __init__(
@@ -75,7 +79,10 @@ class SwAV(Objective):
         self.queue_counts.fill_(progress.fraction >= self.queue_from)
 
     def represent(self, views: Batch) -> dict[str, Tensor]:
-        return {"pooled": pooled(self.backbone, views), "identity": views[0].identity}
+        sizes = (
+            [views[:2], views[2:]] if len(views) > 2 else [views]
+        )  # rows of small views are not padded to large ones'
+        return {"pooled": torch.cat([pooled(self.backbone, v) for v in sizes]), "identity": views[0].identity}
 
     def compare(self, z: dict[str, Tensor]) -> dict[str, Tensor]:
         projection = self.projector(z["pooled"])
@@ -83,7 +90,8 @@ class SwAV(Objective):
         target = torch.stack([self.assign(score[large].detach(), large) for large in (0, 1)])
         extras = {"projections": projection[:2].detach().transpose(0, 1), "identity": z["identity"]}
         loss = swapped_loss(score, target, self.temperature)
-        return {"loss": loss, "features": z["pooled"][0].detach()} | extras
+        used = perplexity(F.softmax(score[0] / self.temperature, dim=-1))
+        return {"loss": loss, "prototypes_used": used, "features": z["pooled"][0].detach()} | extras
 
     @torch.no_grad()
     def assign(self, score: Float[Tensor, "b k"], large: int) -> Float[Tensor, "b k"]:

@@ -17,7 +17,7 @@ from triptych.objectives.base import Batch, Objective, Progress
 from triptych.objectives.crops import Crops
 from triptych.objectives.heads import Head, projector
 from triptych.objectives.masking import Mask
-from triptych.objectives.prototypes import Prototypes, sinkhorn, swapped_loss
+from triptych.objectives.prototypes import Prototypes, perplexity, sinkhorn, swapped_loss
 from triptych.objectives.teacher import Teacher
 
 HIDE = 0xD140  # keeps the two large views' masks apart from each other, and from what else a seed is used for
@@ -56,7 +56,10 @@ class DINO(Objective):
         "2 forwards of large views and `crops.number` of small ones of the student, 2 of the teacher a sample; a "
         "second encoder; batch times views times prototypes in float32; sums 4 bytes a prototype a step"
     )
-    collapse: ClassVar[str] = "the loss falls to 0, or stays at the logarithm of the number of prototypes"
+    collapse: ClassVar[str] = (
+        "to one prototype: `prototypes_used` falls to 1 and the loss to 0; to none: `target_entropy` and the loss stay "
+        "at the logarithm of their number"
+    )
     choose: ClassVar[str] = "where many small crops make sense and time is long; with `ibot` for the pieces' sake, too"
 
     def __init__(
@@ -113,6 +116,7 @@ class DINO(Objective):
 
         target, sums = self.target(0, wanted.flatten(0, 1))
         loss, sums = swapped_loss(self.heads[0](every), target.unflatten(0, (2, -1)), self.temperature), [sums]
+        said = {"prototypes_used": perplexity(target), "target_entropy": torch.special.entr(target).sum(-1).mean()}
         if self.ibot:
             index, valid = masking.hidden_index(large, hide, self.mask.ratio)
             known, hidden = (
@@ -120,13 +124,14 @@ class DINO(Objective):
             )
             target, more = self.target(1, known, valid.flatten())
             log = F.log_softmax(self.heads[1](hidden) / self.temperature, dim=-1)
-            loss = loss + self.ibot * collectives.mean(-(target * log).sum(-1), valid.flatten())
+            said["ibot"] = collectives.mean(-(target * log).sum(-1), valid.flatten())
+            loss = loss + self.ibot * said["ibot"]
             sums.append(more)
         if self.koleo:
-            loss = loss + self.koleo * sum(koleo_loss(view, identity) for view in vectors)
-        return {"loss": loss, "features": vectors[0].detach()} | (
-            {"teacher_sums": torch.stack(sums)} if self.centres else {}
-        )
+            said["koleo"] = sum(koleo_loss(view, identity) for view in vectors)
+            loss = loss + self.koleo * said["koleo"]
+        made = {"loss": loss, "features": vectors[0].detach()} | {name: value.detach() for name, value in said.items()}
+        return made | ({"teacher_sums": torch.stack(sums)} if self.centres else {})
 
     @torch.no_grad()
     def target(self, which: int, x: Float[Tensor, "n d"], valid: Tensor | None = None):

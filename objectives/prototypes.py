@@ -65,4 +65,11 @@ def swapped_loss(
         return (cross * others).sum() / (len(target) * (len(score) - 1))
 
 
+@torch.no_grad()
+def perplexity(probability: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
+    """How many prototypes are used: the exponential of the entropy of the mean over all ranks, from 1 to k."""
+    mean = collectives.total(probability.float().mean(0)) / collectives.ranks()
+    return torch.special.entr(mean).sum().exp()
+
+
 TINY = torch.finfo(torch.float32).tiny

@@ -110,3 +110,15 @@ def check_what_stands_still_stands_still(module=prototypes):
 def test_what_stands_still_stands_still():
     check_what_stands_still_stands_still()
     assert Prototypes.no_decay == ("weight",)
+
+
+def check_perplexity_on_ranks(module=prototypes):
+    """Of all ranks together: 1 where all samples use one prototype, their number where all are used equally."""
+    one, each = torch.eye(4)[[0, 0]], torch.eye(4)
+    assert module.perplexity(one).item() == pytest.approx(1) and module.perplexity(each).item() == pytest.approx(4)
+    parts = on_ranks(2, lambda rank: module.perplexity(each[2 * rank : 2 * rank + 2]).item())
+    assert parts == pytest.approx([4, 4])
+
+
+def test_perplexity_on_ranks():
+    check_perplexity_on_ranks()

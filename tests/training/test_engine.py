@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triptych import train
 from triptych.modalities import MODALITIES, View
 from triptych.objectives import OBJECTIVES, Progress
+from triptych.objectives.prototypes import Prototypes
 from triptych.training import engine
 from triptych.training.engine import learning_rate, optimizer, parameter_groups, settings, warmup_of
 from triptych.training.errors import UserError
@@ -43,8 +44,10 @@ def test_matrices_are_decayed_and_nothing_else(modality, objective):
     assert not by_decay[0.0] & by_decay[0.05]
     parts = dict(module.named_parameters())
     assert all(parts[name].ndim == 2 for name in by_decay[0.05])
-    # Of the matrices, those that stand for places and leads are free, and the decoder's places where they are learned.
-    free = {name for name in by_decay[0.0] if parts[name].ndim == 2}
+    # Of the matrices, those that stand for places and leads are free, the decoder's places where they are learned, and
+    # prototypes, which are normalised.
+    owner = {name: module.get_submodule(name.rpartition(".")[0]) for name in by_decay[0.0] if parts[name].ndim == 2}
+    free = {name for name, part in owner.items() if not isinstance(part, Prototypes)}
     grid = {"positions.table", "embedding.lead_content", "embedding.lead_place"}
     assert {".".join(name.split(".")[-2:]) for name in free} == ({"positions.weight"} if modality == "text" else grid)
 
