@@ -37,6 +37,17 @@ TIMED = 3  # steps after which it is said how long the rest takes; the first of 
 EVAL_SEED = 0xE7A1  # the held-out part has the same views and masks every time
 
 
+def head_steps(config: Config, steps: int) -> int:
+    """Steps in which the encoder stands still. A recipe's are a tenth of a short run; more than the run is refused."""
+    wanted = config.run.head_steps
+    if config.origin.get("head_steps") == "recipe" and wanted > (most := max(1, steps // 10)):
+        print_once(f"head_steps {most} instead of the recipe's {wanted}: the encoder is to move within {steps} steps")
+        return most
+    if wanted >= steps > 0:
+        raise UserError(f"head_steps {wanted} of {steps} steps: the encoder would never move; give fewer of them")
+    return wanted
+
+
 def total_steps(config: Config, order: Order) -> int:
     if config.run.max_steps > 0:
         return config.run.max_steps
@@ -77,7 +88,7 @@ class Loop:
         self.batch = global_batch(run, self.team.count)
         self.order = Order(len(self.table), self.batch, run.seed)
         self.steps = total_steps(config, self.order)
-        self.warmup = warmup_of(run, self.steps)
+        self.warmup, self.head_steps = warmup_of(run, self.steps), head_steps(config, self.steps)
         # A run that continues an encoder is short, and may harm it: it is looked at ten times.
         usual = run.init_from and "eval_steps" not in config.given
         self.eval_steps = max(1, self.steps // 10) if usual else run.eval_steps
@@ -245,7 +256,7 @@ class Loop:
 
     def _step(self, micro, monitor: Monitor) -> tuple[torch.Tensor, float]:
         """One optimizer step; returns (loss of this rank, learning rate). At stage 0 the host waits for nothing."""
-        rate, first = learning_rate(self.peak, self.warmup, self.step, self.steps), self.run.head_steps
+        rate, first = learning_rate(self.peak, self.warmup, self.step, self.steps), self.head_steps
         trunk_rate = None  # as the heads'
         if first:
             late = self.step - first
@@ -373,6 +384,7 @@ class Loop:
             "failed": self.failed,
             "steps": self.steps,
             "warmup": self.warmup,
+            "head_steps": self.head_steps,
             "batch": self.batch,
             "data": self.fingerprint,
             "bad": self.bad.state(),
@@ -441,6 +453,7 @@ class Loop:
         self.step, self.applied, self.failed = state["step"], state["applied"], state["failed"]
         self.saved = self.step
         self.warmup = state.get("warmup", warmup_of(self.run, state["steps"]))
+        self.head_steps = state.get("head_steps", self.run.head_steps)
         self.bad.load(state["bad"])
         kept: Mapping[str, torch.Tensor] = {}
         if "monitor" in state:  # not in those of earlier versions

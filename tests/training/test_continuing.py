@@ -179,6 +179,19 @@ def first(launch, tmp_path_factory):
     return folder
 
 
+def test_the_encoder_of_a_short_run_moves_too(launch, first, tmp_path):
+    """The recipe's ten steps of the heads alone would be all of it."""
+    options = {"data": "digits", "init_from": str(first), "output_dir": str(tmp_path / "run"), "max_steps": 3} | SHORT
+    ranks = launch(pretrained, 1, options=options)
+    ranks.results()
+    assert "head_steps 1 instead of the recipe's 10: the encoder is to move within 3 steps" in ranks.output()
+    folders = checkpoint.newest(first), checkpoint.newest(tmp_path / "run")
+    before, after = (load_file(f / "model.safetensors")["backbone.encoder.norm.weight"] for f in folders)
+    assert not torch.equal(before, after)
+    given = options | {"output_dir": str(tmp_path / "other"), "head_steps": 3}
+    assert "head_steps 3 of 3 steps: the encoder would never move" in launch(refused, 1, options=given).results()[0]
+
+
 def test_a_run_starts_from_another_run(launch, first, tmp_path):
     """Its sizes and statistics, another objective; heads are fresh; and it goes on when that run is gone."""
     source = shutil.copytree(first, tmp_path / "source")
