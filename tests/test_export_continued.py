@@ -143,6 +143,9 @@ def test_an_encoder_made_grey_sees_what_it_saw(tmp_path):
     )
     made = continued(tmp_path / "in", tmp_path / "run", **{"modality.channels": 1, "modality.image_size": 16})
     folder = export(tmp_path / "run")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    assert json.loads((folder / "config.json").read_text())["num_channels"] == len(settings["image_mean"]) == 3
+    assert len(set(settings["image_mean"])) == len(set(settings["image_std"])) == 1  # of the one channel
     picture = pillow.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8))
     pixels = transformers.AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"]
     with torch.no_grad():

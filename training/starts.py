@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from triptych.encoders import Backbone
-from triptych.encoders.native import Family, Native, Start, family_of, start_from
+from triptych.encoders.native import Family, Native, Start, family_of, in_words, start_from
 from triptych.modalities import MODALITIES
 from triptych.modalities.domains import arguments
 from triptych.training import checkpoint
@@ -32,6 +32,9 @@ class RunStart:
     objective: dict[str, Any] = field(default_factory=dict)
     free: tuple[str, ...] = ()
     trained_by: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.folder}, {in_words(self)}"
 
     def adapted(self, given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         """The modality's settings; nothing is changed at load to suit others."""

@@ -7,7 +7,7 @@ from typing import Any
 from triptych.encoders.backbone import Backbone, Pooling
 from triptych.encoders.encoder import Encoder
 from triptych.encoders.native.ast import AST
-from triptych.encoders.native.base import Family, Native, Plain, Start
+from triptych.encoders.native.base import Family, Native, Plain, Start, in_words
 from triptych.encoders.native.bert import Bert
 from triptych.encoders.native.deit import DeiT
 from triptych.encoders.native.dinov2 import Dinov2
@@ -119,4 +119,4 @@ def start_from(path: str, modality: str, revision: str | None = None) -> Start:
     )
 
 
-__all__ = ["DEFAULTS", "FAMILIES", "Family", "Native", "Start", "family_of", "known", "make", "start_from"]
+__all__ = ["DEFAULTS", "FAMILIES", "Family", "Native", "Start", "family_of", "in_words", "known", "make", "start_from"]

@@ -95,6 +95,9 @@ class Start:
     processor: Any = field(default=None, repr=False)
     absent: frozenset[str] = field(default=frozenset(), repr=False)
 
+    def __str__(self) -> str:
+        return in_words(self)
+
     @property
     def free(self) -> tuple[str, ...]:
         """Settings of the modality of which the user may have others."""
@@ -319,6 +322,13 @@ class Plain(Family):
 
     def embedding(self, modality: Modality, made: Architecture) -> Embedding:
         return modality.embedding(modality, made)
+
+
+def in_words(start) -> str:
+    """What a start says before anything is built, in a line: its family, its pooling, its settings."""
+    said = start.modality | start.encoder | start.objective
+    pooling = f", pooled by {start.pooling}" if start.pooling else ""
+    return f"{start.family.name}{pooling}; " + ", ".join(f"{name} {plain(value)}" for name, value in said.items())
 
 
 def leaves(ours: str | tuple[str, ...], native: str | tuple[str, ...], number: int = 0) -> Iterator[Pair]:

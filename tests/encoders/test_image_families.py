@@ -442,5 +442,6 @@ def test_the_tower_of_a_whole_siglip(tmp_path, capfd):
     said = capfd.readouterr()
     assert "logit_bias, logit_scale, text_model of the file have no place in a SiglipVisionModel" in said.out
     assert "UNEXPECTED" not in said.err  # a line a tensor
+    assert str(start).startswith("siglip_vision_model; image_size 24, patch_size 4, channels 3, positions learned")
     assert worst(whole.vision_model, backbone, pixels_of(backbone)) < 3e-6
     equal(whole.vision_model.state_dict(), start.family.export(backbone).state_dict())

@@ -38,6 +38,12 @@ def test_a_folder_stands_for_one_whole_checkpoint(read, run, capsys):
         read(str(run / "checkpoint-1"))
 
 
+def test_a_start_says_what_it_is(run):
+    assert str(starts.find(str(run), "image")).startswith(
+        f"{run}/checkpoint-2, vit; image_size 8, patch_size 4, channels 1"
+    )
+
+
 def test_what_an_earlier_version_kept_of_a_checkpoint_is_read(tmp_path):
     Native({"hidden_size": 8}, architecture="SomeModel", files={"a": "b"}).save(tmp_path)
     assert Native.load(tmp_path).files == {"a": "b"}
