@@ -20,6 +20,7 @@ from triptych.evaluation.load import from_run, published
 from triptych.evaluation.online import Labels, OnlineProbe, Pairs, Unlabelled, judge_of, spearman, two_views
 from triptych.modalities import View
 from triptych.training import checkpoint
+from triptych.training.builtin import builtin
 from triptych.training.command_line import read
 from triptych.training.continuing import Preserving, distance, merged, restrain
 from triptych.training.engine import parameter_groups
@@ -318,7 +319,9 @@ def test_init_from_brings_a_recipe_that_the_user_s_word_goes_before(first):
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_the_online_probe_changes_nothing_and_says_what_it_saw(launch, first, tmp_path, ranks, stage):
     """Weights bit for bit as without it, before and after a resume; the start is judged before the first step."""
-    labels = {"probe_data": "digits", "keep": "best"} | ({"probe_keep": "digits"} if ranks > 1 else {})
+    few = str(tmp_path / "few.parquet")
+    builtin("digits")["train"].select(range(400)).to_parquet(few)
+    labels = {"probe_data": few, "keep": "best"} | ({"probe_keep": few} if ranks > 1 else {})
     shared = SHORT | {"data": "digits", "init_from": str(first), "max_steps": 6, "eval_steps": 2, "save_steps": 3}
     shared |= {"logging_steps": 1, "deepspeed": {"zero_optimization": {"stage": stage}}}
     shared |= {"per_device_train_batch_size": 8 // ranks, "head_steps": 1, "learning_rate": 0.01, "train_last": 3}
@@ -343,8 +346,8 @@ def test_the_online_probe_changes_nothing_and_says_what_it_saw(launch, first, tm
             best, output = checkpoint.best(tmp_path / name), said[name].output()
             assert ranks > 1 or chosen[checkpoint.number(best)] == max(chosen.values())
             number = r"[+-]\d+\.\d ± \d+\.\d \(10 labels a class"
-            assert re.search(f"(?m)^on digits: .* the start.* {number}", output)
-            assert ranks == 1 or re.search(f"(?m)^on digits, to be kept: .*{number}", output)
+            assert re.search(f"(?m)^on {few}: .* the start.* {number}", output)
+            assert ranks == 1 or re.search(f"(?m)^on {few}, to be kept: .*{number}", output)
     assert lines[0]["own_start_distance"] == pytest.approx(0, abs=1e-6)
     assert lines[-1]["own_start_distance"] > 1e-3
     assert "without labels nothing says whether the encoder is better" in said["own"].output()
