@@ -34,6 +34,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
     from triptych.evaluation.online import watch
     from triptych.training import engine, log, starts
     from triptych.training.continuing import restrain
+    from triptych.training.loader import divided_once
     from triptych.training.loop import Loop
     from triptych.training.run_folder import RunFolder
     from triptych.training.signals import Signals
@@ -76,6 +77,8 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         with team.files(prepare) as prepared:
             if not team.is_first:
                 modality.load(prepared)
+        divided = divided_once(rows, config.data.eval_fraction, team)
+        team.each(lambda: config.count(len(divided[0].table)))
         objective = team.each(lambda: config.build_objective(modality, start if origin is None else None))
         if origin is not None and team.is_first:  # who writes checkpoints
             objective.backbone.native = native.Native.load(Path(origin["folder"]) / "native")
@@ -88,7 +91,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         if note := restrain(objective, config.run):
             print_once(note)
         watched = team.each(lambda: watch(config, objective, rows, device), turns=True)
-        return Loop(config, objective, rows, device, team, origin, folder, signals, watched, begun).train()
+        return Loop(config, objective, rows, device, team, origin, folder, signals, watched, begun, divided).train()
 
 
 def show(config: Config | dict[str, Any] | str | os.PathLike) -> None:

@@ -1,7 +1,7 @@
 """Objectives by name. The name in a config is the name in this table; nothing else registers anything."""
 
 from triptych.objectives.base import Objective, Progress
-from triptych.objectives.clustering import SwAV
+from triptych.objectives.clustering import DIET, SwAV
 from triptych.objectives.contrastive import MoCo, SimCLR
 from triptych.objectives.crops import Crops
 from triptych.objectives.decoding import Decoder, Predictor
@@ -31,10 +31,12 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ijepa": IJEPA,
     "position": Position,
     "codes": Codes,
+    "diet": DIET,
 }
 
 __all__ = [
     "BYOL",
+    "DIET",
     "DINO",
     "IJEPA",
     "MAE",
@@ -54,8 +56,8 @@ __all__ = [
     "Predictor",
     "Progress",
     "SimCLR",
-    "VICReg",
-    "VISReg",
     "SimSiam",
     "SwAV",
+    "VICReg",
+    "VISReg",
 ]

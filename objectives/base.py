@@ -39,7 +39,8 @@ class Objective(nn.Module):
     lets a batch be larger than memory. Others override `forward`.
 
     `views` is what it wants of each sample. Subclasses' constructors take the backbone first; their further arguments
-    are the objective's configuration.
+    are the objective's configuration. An argument `samples` is the number of samples that are trained on: a run counts
+    them in its data and stores the number, so that the objective is built again without the data.
     """
 
     # In a line each, for docs/objectives.md: forwards, memory and what is gathered; its collapse and which figure shows
@@ -52,6 +53,8 @@ class Objective(nn.Module):
     earlier: ClassVar[dict[str, str]] = {}
     # True if a sample's loss depends on the others of its global micro-batch, so that accumulation changes the loss.
     compares: bool = False
+    # False if the loss says nothing of samples that are not trained on; there is no `eval_loss` then.
+    evaluates: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, views: tuple[ViewSpec, ...]):
         super().__init__()

@@ -138,6 +138,7 @@ SMALL = {
     "queue": 27,
     "prototypes": 24,
     "crops": {"number": 2},
+    "samples": 40,
 }
 
 

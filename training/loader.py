@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from triptych.modalities import BadSample, Modality, ViewSpec
 from triptych.modalities.hashing import mix, uniform
 from triptych.training.errors import UserError
+from triptych.training.ranks import Team
 from triptych.training.signals import deaf
+from triptych.training.sources import Rows
 
 OTHER, MIXED = 0x07E4, 100  # keeps the other sample apart from what else a seed is used for; how many are tried
 
@@ -21,6 +23,26 @@ def held_out(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers to train on and to hold out. A row's lot depends on its number alone."""
     lot = uniform(0x0E7A, torch.arange(count)).numpy() < fraction
     return np.flatnonzero(~lot), np.flatnonzero(lot)
+
+
+class Division(NamedTuple):
+    """The samples that are trained on, or those that are held out, and the number of each one's row in the data."""
+
+    table: Any  # datasets.Dataset
+    numbers: np.ndarray
+
+
+def divided_once(rows: Rows, fraction: float, team: Team) -> tuple[Division, Division]:
+    """Samples to train on and to hold out. Documents are cut into them by the first rank; others find that cached."""
+    return team.each(lambda: tuple(_division(rows, index) for index in held_out(len(rows), fraction)), turns=True)
+
+
+def _division(rows: Rows, index: np.ndarray) -> Division:
+    table = rows.modality.samples(rows.table.select(index), rows.column) if len(index) else []
+    if not len(table):
+        return Division(table, index)
+    numbers = index[np.asarray(table["source_row"])] if "source_row" in table.column_names else index
+    return Division(table.select_columns([rows.column]), numbers)
 
 
 class Order:

@@ -24,7 +24,7 @@ from triptych.training.bad_samples import BadSamples
 from triptych.training.continuing import Preserving
 from triptych.training.engine import Agreement, Engine, global_batch, learning_rate, ranks_here, warmup_of, workers
 from triptych.training.errors import UserError
-from triptych.training.loader import Order, Samples, held_out, loader, reading
+from triptych.training.loader import Division, Order, Samples, divided_once, loader, reading
 from triptych.training.log import Log, Pace, environment
 from triptych.training.monitor import Monitor
 from triptych.training.ranks import Team
@@ -72,6 +72,7 @@ class Loop:
         signals: Signals | None = None,
         probe: Callable | None = None,
         begun: Backbone | None = None,
+        divided: tuple[Division, Division] | None = None,
     ):
         run = self.run = config.run
         self.config, self.rows, self.device, self.origin = config, rows, device, origin
@@ -79,10 +80,8 @@ class Loop:
         self.modality, self.probe = objective.backbone.modality, probe
         self.folder = Path(run.output_dir)
 
-        training, evaluation = held_out(len(rows), config.data.eval_fraction)
-        # Documents are cut once, by the first rank; the others find that in the cache.
-        parts = self.team.each(lambda: [self._samples(part) for part in (training, evaluation)], turns=True)
-        (self.table, self.numbers), (self.eval_table, self.eval_numbers) = parts
+        divided = divided or divided_once(rows, config.data.eval_fraction, self.team)
+        (self.table, self.numbers), (self.eval_table, self.eval_numbers) = divided
         limit = config.data.max_bad if config.data.max_bad is not None else max(10, len(rows) // 100)
         self.bad = BadSamples(self.folder, limit, self.team)
         self.batch = global_batch(run, self.team.count)
@@ -114,14 +113,6 @@ class Loop:
         self.unjudged: list[tuple[torch.Tensor, torch.Tensor]] = []  # (applied, norm) of steps that were not read yet
         self.saved_at = time.monotonic()
         self.writer = checkpoint.Writer()
-
-    def _samples(self, index):
-        """Samples of those rows, and the number of each sample's row in the data."""
-        table = self.modality.samples(self.rows.table.select(index), self.rows.column) if len(index) else []
-        if not len(table):
-            return table, index
-        numbers = index[np.asarray(table["source_row"])] if "source_row" in table.column_names else index
-        return table.select_columns([self.rows.column]), numbers
 
     def _loader(self, table, batches, seed: int, workers: int):
         numbers = self.eval_numbers if table is self.eval_table else self.numbers
@@ -333,7 +324,7 @@ class Loop:
     def evaluate(self) -> dict[str, float]:
         """Mean loss on the held-out part, with the same views and masks every time."""
         size = min(self.run.per_device_train_batch_size, len(self.eval_table) // self.engine.ranks)
-        if not size:
+        if not size or not self.objective.evaluates:
             return {}
         whole = len(self.eval_table) // (size * self.engine.ranks)
         share = range(self.engine.rank, whole * self.engine.ranks, self.engine.ranks)

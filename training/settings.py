@@ -15,12 +15,23 @@ from triptych.encoders import Backbone, Encoder, EncoderSettings, GridEmbedding,
 from triptych.encoders.encoder import PRESETS
 from triptych.encoders.native import family_of, make
 from triptych.modalities import MODALITIES, Image
-from triptych.modalities.domains import Count, NotNegative, Number, Part, Positive, Within, build, check, defaults
+from triptych.modalities.domains import (
+    Count,
+    NotNegative,
+    Number,
+    Part,
+    Positive,
+    Within,
+    arguments,
+    build,
+    check,
+    defaults,
+)
 from triptych.objectives import OBJECTIVES
 from triptych.training.errors import UserError, one_line
 
 # Where a value may come from, the strongest last. What is in neither is a default.
-CHOSEN = ("checkpoint", "recipe")  # not by the user: they may be overruled
+CHOSEN = ("checkpoint", "recipe", "data")  # not by the user: they may be overruled
 GIVEN = ("file", "command line")
 GROUPS = ("data", "modality", "encoder", "objective")
 # What a run may change when it continues: none of it moves the sequence of samples or the schedule.
@@ -261,6 +272,17 @@ class Config:
         if start is not None:
             start.load_heads(objective)
         return objective
+
+    def count(self, samples: int) -> None:
+        """Give an objective that has an argument `samples` the number of those that the run trains on."""
+        if "samples" not in (name for name, *_ in arguments(OBJECTIVES[self.objective["name"]])):
+            return
+        if self.origin.get("objective.samples") in GIVEN and self.objective["samples"] not in (None, samples):
+            raise UserError(
+                f"objective.samples {self.objective['samples']} was given, but the run trains on {samples}; leave "
+                "objective.samples out"
+            )
+        self.objective["samples"], self.origin["objective.samples"] = samples, "data"
 
     def adopt(self, start) -> str | None:
         """Take what a published checkpoint says, where the user gave nothing; returns what his word changes, in a line.

@@ -343,8 +343,9 @@ def test_what_the_optimizer_does_not_move_stays_when_the_step_was_left_out(objec
     with torch.no_grad():
         for number, parameter in enumerate(module.parameters()):
             parameter += 0.01 * (number + 1)
-    view = View(data=torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), seed=torch.arange(4))
-    views = [module.backbone.modality.prepare(view.replace(identity=torch.arange(4))) for _ in module.views]
+    number = torch.arange(4)
+    view = View(data=torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), seed=number, row=number)
+    views = [module.backbone.modality.prepare(view.replace(identity=number)) for _ in module.views]
     out = module(views)
     extras = [{name: out[name] for name in module.extras}]
     before = {k: v.clone() for k, v in (*module.named_parameters(), *module.named_buffers())}
