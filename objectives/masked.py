@@ -2,10 +2,11 @@
 
 from typing import ClassVar
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from triptych.encoders.backbone import Backbone, pool_pieces
+from triptych.encoders.backbone import Backbone, Encoded, pool, pool_pieces
 from triptych.modalities.base import Modality
 from triptych.modalities.domains import Scale
 from triptych.modalities.view import View, ViewSpec
@@ -26,6 +27,9 @@ class MAE(Objective):
         mask: which pieces are dropped.
         decoder: sizes of the decoder.
         scale: smallest and largest fraction of a sample that its view keeps.
+        bottleneck: the decoder sees leads and places only, so that a lead has to tell of the whole sample, which plain
+            MAE hardly asks of it. On text this is TSDAE (Wang et al. 2021) and RetroMAE (Xiao et al. 2022), but for
+            their targets: both decode all tokens, where here it is those that were dropped.
     """
 
     earlier: ClassVar = {"decoder.encoder.": "decoder.", "decoder.": ""}
@@ -40,9 +44,12 @@ class MAE(Objective):
         mask: Mask = Mask(),
         decoder: Decoder = Decoder(),
         scale: Scale = (0.2, 1.0),
+        bottleneck: bool = False,
     ):
         super().__init__(backbone, (ViewSpec(scale=scale),))
-        self.mask = mask
+        if bottleneck and not backbone.embedding.leads:
+            raise ValueError("objective.bottleneck: this family has no lead to decode from; leave it out")
+        self.mask, self.bottleneck = mask, bottleneck
         self.decoder = Predictor(backbone, decoder)
         self.predict = backbone.embedding.head(decoder.width)
 
@@ -50,9 +57,16 @@ class MAE(Objective):
         view, modality = views[0], self.backbone.modality
         kept, dropped, _, valid = masking.drop(view, self.mask, modality)
         encoded = self.backbone.encode(kept)
-        guess = self.predict(self.decoder(encoded, kept, dropped))
+        seen = self.leads_alone(encoded, kept) if self.bottleneck else (encoded, kept)
+        guess = self.predict(self.decoder(*seen, dropped))
         target = masking.predictable(dropped, valid, modality)
-        return {"loss": mean_error(modality, guess, dropped, target), "features": pool_pieces(encoded, kept).detach()}
+        features = pool(encoded, kept, "leads" if self.bottleneck else "pieces")
+        return {"loss": mean_error(modality, guess, dropped, target), "features": features.detach()}
+
+    def leads_alone(self, encoded: Encoded, kept: View) -> tuple[Encoded, View]:
+        """What was encoded, without its pieces."""
+        nothing = encoded.pieces.new_zeros(len(encoded.pieces), 0, dtype=torch.long)
+        return encoded._replace(pieces=encoded.pieces[:, :0]), kept.keep(nothing)
 
 
 class Masked(Objective):

@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+from unittest import mock
 
 import pytest
+import support
 import torch
 from support import nested
 from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
@@ -11,7 +13,8 @@ from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViT
 from triptych.encoders.native import make, start_from
 from triptych.modalities import Audio, Image, View
 from triptych.modalities.domains import build
-from triptych.objectives import MAE, Decoder, Mask, Masked, masking
+from triptych.objectives import MAE, Decoder, Mask, Masked, masked, masking
+from triptych.training.loader import Samples
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
 DECODER = {
@@ -188,3 +191,63 @@ def test_what_could_be_copied_does_not_count(kind, target, monkeypatch):
     loss = objective([view])["loss"]
     torch.testing.assert_close(loss, total[0] / total[1])
     loss.backward()
+
+
+def bottleneck(module, name: str, noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a MAE whose decoder sees leads alone, and what it is by hand; `noise` is added to encoded pieces."""
+    config = support.config(name, "mae", "unused")
+    built = config.build_modality()
+    rows = support.rows_of(name, built)
+    made = config.build_objective(built)
+    objective = module.MAE(made.backbone, Mask(0.6), Decoder(16, 1, 2), bottleneck=True)
+    randomised(objective)
+    view = Samples(rows.table, rows.column, built, objective.views, 0, 10).__getitems__([(0, i) for i in range(6)])
+    view = built.prepare(view["views"][0])
+    kept, dropped, _, valid = masking.drop(view, objective.mask, built)
+    encoded = objective.backbone.encode(kept)
+    noisy = encoded._replace(pieces=encoded.pieces + noise)
+    with mock.patch.object(objective.backbone, "encode", lambda _: noisy):
+        loss = objective([view])["loss"]
+    dropped, kept = dropped.one_a_row(), kept.one_a_row()
+    valid = masking.predictable(dropped, valid, built)
+    decoder, errors = objective.decoder, []
+    for sample in range(1, len(view) + 1):  # each alone
+        own = dropped.segment == sample
+        lead = encoded.leads.flatten(0, 1)[kept.samples.flatten() == sample][0]
+        place = decoder.places(dropped.position.expand(*own.shape, -1)[own][None], dropped.grid)
+        tokens = decoder.encoder(torch.cat([decoder.embed(lead)[None], decoder.hidden + place], 1))[0, len(lead) :]
+        error = built.error(objective.predict(tokens), dropped.data[own])
+        errors.append(error if valid is None else error[valid[own]])
+    return loss, torch.cat(errors).mean()
+
+
+def compare_bottleneck(module) -> None:
+    for modality in ("image", "text", "audio"):
+        loss, by_hand = bottleneck(module, modality)
+        torch.testing.assert_close(loss, by_hand, atol=1e-5, rtol=1e-5)
+        assert torch.equal(bottleneck(module, modality, noise=1.0)[0], loss)
+
+
+def test_a_bottleneck_decodes_from_leads_and_places_alone():
+    compare_bottleneck(masked)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ("self.leads_alone(encoded, kept) if self.bottleneck else", ""),  # the decoder sees all that the encoder saw
+        ("_replace(pieces=", "_replace(leads=0 * encoded.leads, pieces="),  # it sees places alone
+    ],
+)
+def test_a_planted_fault_of_the_bottleneck_is_seen(good, bad):
+    with pytest.raises(AssertionError):
+        compare_bottleneck(support.planted(masked, good, bad))
+
+
+def test_a_bottleneck_trains_the_lead_and_needs_one():
+    made = MAE(make(Image(16, 4), width=32, depth=1, heads=2), decoder=Decoder(16, 1, 2), bottleneck=True)
+    _, view = batch(made.backbone.modality)
+    made([view])["loss"].backward()
+    assert made.backbone.embedding.lead_content.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="bottleneck: this family has no lead"):
+        MAE(make(Image(16, 4), "ijepa", "pieces", width=32, depth=1, heads=2), bottleneck=True)
