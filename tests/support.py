@@ -138,7 +138,7 @@ SMALL = {
     "queue": 27,
     "prototypes": 24,
     "crops": {"number": 2},
-    "samples": 40,
+    "samples": 200,  # texts are cut into more than there are rows
 }
 
 

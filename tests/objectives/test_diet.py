@@ -153,8 +153,8 @@ def test_another_number_of_samples_is_refused():
     from triptych.training.errors import UserError
 
     config = support.config("image", "diet", "unused")
-    config.count(40)
-    with pytest.raises(UserError, match="objective.samples 40 was given, but the run trains on 39"):
+    config.count(200)
+    with pytest.raises(UserError, match="objective.samples 200 was given, but the run trains on 39"):
         support.config("image", "diet", "unused").count(39)
     plain = support.config("image", "mae", "unused")
     plain.count(39)
