@@ -50,7 +50,7 @@ class Position(Objective):
     ):
         super().__init__(backbone, (ViewSpec(scale=scale),))
         made = backbone.encoder.architecture
-        if not backbone.embedding.placed or made.theta is not None or made.windowed:
+        if not backbone.embedding.placed or made.theta is not None or any(made.windows):
             raise ValueError(
                 "objective position: this family has no table of places, or tells places by rotations and windows too, "
                 "so none can be left out; choose a family with a table, or another objective"
