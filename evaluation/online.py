@@ -314,11 +314,26 @@ def judge_of(option: str, name: str | None, modality: Modality) -> Labels | Pair
     if (made := pairs_of(option, source, modality)) is None:
         learn, judge, words = splits(source, modality, "train", None, MOST)
         _, labels = number(words, learn.label)
-        made = Labels(name, learn, judge, tuple(labels))
+        counts = [few(learn), few(judge)]
+        if counts != [len(learn), len(judge)]:
+            left = f"{counts[0]:,} and {counts[1]:,}"
+            print(f"{option} {name}: of {len(learn):,} and {len(judge):,} long rows {left} judge")
+                f"{option} {name}: of {len(learn):,} and {len(judge):,} long rows {counts[0]:,} and {counts[1]:,} judge"
+            )
+        learn, judge = (rows.select(range(count)) for rows, count in zip((learn, judge), counts, strict=True))
+        made = Labels(name, learn, judge, tuple(each[:count] for each, count in zip(labels, counts, strict=True)))
     count = len(made.judge) if isinstance(made, Labels) else len(made.scores)
     if count < LEAST:
         raise UserError(f"{option} {name}: {count} rows to judge on say nothing; give at least {LEAST}")
     return made
+
+
+def few(rows: Rows) -> int:
+    """How many of the rows are at most `MOST` samples: a long text is many, and an evaluation may not take forever."""
+    table = rows.modality.samples(rows.table, rows.column)
+    if "source_row" not in table.column_names or len(table) <= MOST:
+        return len(rows)
+    return max(LEAST, int(table["source_row"][MOST]))
 
 
 def pairs_of(option: str, source: Data, modality: Modality) -> Pairs | None:

@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
+from triptych.evaluation import online
 from triptych.evaluation.features import extract
 from triptych.evaluation.load import from_run, published
 from triptych.evaluation.online import Labels, OnlineProbe, Pairs, Unlabelled, judge_of, spearman, two_views
@@ -467,6 +468,22 @@ def test_what_cannot_judge_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match="9 rows to judge on say nothing; give at least 20"):
         judge_of("probe_data", str(tmp_path / "few.parquet"), objective.backbone.modality)
+
+
+def test_of_long_texts_fewer_judge(tmp_path, capsys, monkeypatch):
+    """An evaluation of documents of many windows would take longer than the training between two."""
+    objective, _ = words_of()
+    long = [" ".join(support.cells("text", 60)[0])] * 60
+    table = datasets.Dataset.from_dict({"text": long, "label": [i % 2 for i in range(60)]})
+    for split in ("train", "test"):
+        table.to_parquet(tmp_path / f"{split}.parquet")
+    modality = objective.backbone.modality
+    windows = len(modality.samples(table.select([0]), "text"))
+    assert windows > 3
+    monkeypatch.setattr(online, "MOST", 30 * windows)
+    made = judge_of("probe_data", str(tmp_path), modality)
+    assert len(made.learn) == len(made.judge) == len(made.labels[0]) == len(made.labels[1]) == 30
+    assert "of 60 and 60 long rows 30 and 30 judge" in capsys.readouterr().out
 
 
 def test_an_encoder_that_broke_is_worse_than_its_start():
