@@ -318,8 +318,6 @@ def judge_of(option: str, name: str | None, modality: Modality) -> Labels | Pair
         if counts != [len(learn), len(judge)]:
             left = f"{counts[0]:,} and {counts[1]:,}"
             print(f"{option} {name}: of {len(learn):,} and {len(judge):,} long rows {left} judge")
-                f"{option} {name}: of {len(learn):,} and {len(judge):,} long rows {counts[0]:,} and {counts[1]:,} judge"
-            )
         learn, judge = (rows.select(range(count)) for rows, count in zip((learn, judge), counts, strict=True))
         made = Labels(name, learn, judge, tuple(each[:count] for each, count in zip(labels, counts, strict=True)))
     count = len(made.judge) if isinstance(made, Labels) else len(made.scores)
