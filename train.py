@@ -32,6 +32,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
     # Imported only now: arguments are refused in the time that torch takes.
     from triptych.encoders import native
     from triptych.evaluation.online import watch
+    from triptych.evaluation.report import reporting
     from triptych.training import engine, log, starts
     from triptych.training.continuing import restrain
     from triptych.training.loader import divided_once
@@ -91,7 +92,8 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         if note := restrain(objective, config.run):
             print_once(note)
         watched = team.each(lambda: watch(config, objective, rows, device), turns=True)
-        return Loop(config, objective, rows, device, team, origin, folder, signals, watched, begun, divided).train()
+        further = watched, begun, divided, reporting(config)
+        return Loop(config, objective, rows, device, team, origin, folder, signals, *further).train()
 
 
 def show(config: Config | dict[str, Any] | str | os.PathLike) -> None:

@@ -15,6 +15,7 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "CUDA_VISIBLE_DEVICES": os.environ.get("TRIPTYCH_TEST_GPUS", ""),
     "GLOO_SOCKET_IFNAME": "lo",
+    "TRIPTYCH_REPORT": "0",  # a page takes a process of its own some seconds; tests of it make theirs
 }
 
 import shutil  # noqa: E402

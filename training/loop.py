@@ -57,7 +57,8 @@ def total_steps(config: Config, order: Order) -> int:
 class Loop:
     """One run. `train` runs it to its end, from the checkpoint `origin` if there is one (`checkpoint.origin`).
 
-    `probe` judges the encoder (`evaluation.online`); `begun` is the encoder as it began, where the loss needs it.
+    `probe` judges the encoder (`evaluation.online`); `begun` is the encoder as it began, where the loss needs it;
+    `report` makes a page of what is in the folder (`evaluation.report`).
     """
 
     def __init__(
@@ -73,11 +74,12 @@ class Loop:
         probe: Callable | None = None,
         begun: Backbone | None = None,
         divided: tuple[Division, Division] | None = None,
+        report: Any = None,
     ):
         run = self.run = config.run
         self.config, self.rows, self.device, self.origin = config, rows, device, origin
         self.team, self.held, self.signals = team or Team(), folder, signals or Signals()
-        self.modality, self.probe = objective.backbone.modality, probe
+        self.modality, self.probe, self.report = objective.backbone.modality, probe, report
         self.folder = Path(run.output_dir)
 
         divided = divided or divided_once(rows, config.data.eval_fraction, self.team)
@@ -216,6 +218,8 @@ class Loop:
             for line in judged:
                 self.log.say(line)
             self.log.say(f"{self.folder}: {self.steps:,} steps done, {len(self.bad)} unusable samples replaced")
+            if self.report is not None and (found := self.team.first(lambda: self.report.finish(self.step))):
+                self.log.say(found)
             self.log.say(f"next: python probe.py {self.folder}; python export.py {self.folder} --to exported")
         return self.team.gather(figures | {"verdict": self.monitor.verdict(), "probe_verdict": judged})[0]
 
@@ -395,6 +399,8 @@ class Loop:
         if best is not None:
             checkpoint.write_aside(self.folder / checkpoint.BEST, json.dumps(best))
         checkpoint.prune(self.folder, self.run.save_total_limit, step, best)
+        if self.report is not None:
+            self.report(step)
 
     def _check(self, origin: dict[str, Any]) -> None:
         """May this run go on from there? On the first rank, before anything is built."""

@@ -47,6 +47,7 @@ FREE = {
     "logging_steps",
     "eval_steps",
     "report_to",
+    "report",
     "dataloader_num_workers",
     "deepspeed",
     "compile",
@@ -118,6 +119,8 @@ class Run:
         save_minutes: minutes between two checkpoints; 0 not by time.
         save_total_limit: checkpoints that are kept; at least 2, so that a damaged one has a predecessor.
         report_to: `tensorboard`, `wandb`, `trackio`, `none`, or a list of them. `metrics.jsonl` is always written.
+        report: write `report.html` and `curves.png` into the run's folder at saves and at the end, by a process of its
+            own. `python -m triptych.evaluation.report` makes them of any run, and puts several side by side.
         run_name: name for the trackers. Default: that of the folder.
         device: `auto` takes a GPU if there is one.
     """
@@ -162,6 +165,7 @@ class Run:
     save_minutes: NotNegative = 10.0
     save_total_limit: Annotated[int, Within("[2, inf)")] = 2
     report_to: str | list[str] = "tensorboard"
+    report: bool = True
     run_name: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

@@ -1,0 +1,457 @@
+"""What a run leaves to look at: `report.html`, one self-contained page, and `curves.png`.
+
+    python -m triptych.evaluation.report runs/a            # writes runs/a/report.html anew
+    python -m triptych.evaluation.report runs/a runs/b     # both side by side, in compare.html
+
+A run calls it at every save, in a process of its own: what goes wrong there is one line, and training goes on.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from triptych.evaluation.report_page import (
+    OKABE_ITO,
+    Figure,
+    Line,
+    Section,
+    drawn,
+    grid,
+    lines,
+    page,
+    style,
+    table,
+    words,
+)
+from triptych.training import checkpoint
+from triptych.training.errors import UserError, one_line
+from triptych.training.log import read_metrics
+from triptych.training.monitor import Monitor
+from triptych.training.settings import flatten
+
+PAGE, CURVES, COMPARED = "report.html", "curves.png", "compare.html"
+WAIT = 120  # seconds that the end of a run waits for its page
+OFTEN = 30  # a page is made at a save only if that many times its own making has passed since the last one
+MOST_BAD = 50  # unusable samples that are named on the page; the file has all
+# Figures of metrics.jsonl that have panels of their own, in the order of the page: title, names, unit, whether a
+# logarithmic axis may help.
+TRAINING = (
+    ("loss", ("loss", "eval_loss"), "", True),
+    ("learning rate", ("learning_rate",), "", False),
+    ("gradient norm, before clipping", ("grad_norm",), "", True),
+    ("samples a second", ("samples_per_second",), "", False),
+    ("share of the time that waits for data", ("data_wait",), "", False),
+)
+FEATURES = (
+    ("RankMe: how many directions features use", ("rankme",), "", False),
+    ("deviation of features: 1 is a uniform sphere, 0 a point", ("feature_deviation",), "", False),
+    ("mean cosine of two samples: 1 is all alike", ("mean_cosine",), "", False),
+)
+PROBE = (
+    ("accuracy on labels it never saw, %", ("probe_linear", "probe_knn"), " %", False),
+    ("gain over its start, points", ("probe_linear_gain", "probe_knn_gain"), "", False),
+)
+NOT_OWN = {"step", "time", "epoch", "samples", "rankme_share", "probe_selection"}
+
+
+class Run(NamedTuple):
+    """What a run's folder holds."""
+
+    folder: Path
+    metrics: list[dict[str, Any]]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    state: dict[str, Any]
+    bad: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def series(self, name: str) -> Line:
+        there = [f for f in self.metrics if isinstance(f.get(name), (int, float))]
+        return Line(name.replace("_", " "), [f["step"] for f in there], [f[name] for f in there])
+
+    def last(self, name: str) -> float | None:
+        return next((f[name] for f in reversed(self.metrics) if isinstance(f.get(name), (int, float))), None)
+
+
+def read(folder: str | Path) -> Run:
+    """Read a run's folder. Raises `UserError` where it is none."""
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is not the folder of a run: it has no config.yaml")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    environment, state, bad = {}, {}, []
+    if (file := folder / "environment.json").is_file():
+        environment = json.loads(file.read_text())
+    if saved := checkpoint.folders(folder):
+        state = json.loads((saved[0] / "state.json").read_text())
+    if (file := folder / "bad_samples.jsonl").is_file():
+        bad = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+    return Run(folder, read_metrics(folder / "metrics.jsonl"), config, environment, state, bad)
+
+
+def panels(runs: list[Run], wanted) -> list[tuple[str, list[Line], str, bool]]:
+    """Panels that have something to show: title, lines, unit, log. Of several runs, a line bears the run's name."""
+    made = []
+    for title, names, unit, log in wanted:
+        found = []
+        for run in runs:
+            for name in names:
+                if len((line := run.series(name)).x):
+                    found.append(
+                        line
+                        if len(runs) == 1
+                        else line._replace(name=run.name + ("" if name == names[0] else f", {line.name}"))
+                    )
+        if found:
+            made.append((title, found, unit, log))
+    return made
+
+
+def own_scalars(runs: list[Run]) -> list[tuple]:
+    """Panels of what objectives say of themselves."""
+    known = NOT_OWN | {name for part in (TRAINING, FEATURES, PROBE) for _, names, _, _ in part for name in names}
+    names = {name for run in runs for f in run.metrics for name, value in f.items() if isinstance(value, (int, float))}
+    return [(name.replace("_", " "), (name,), "", False) for name in sorted(names - known)]
+
+
+def figures(runs: list[Run], wanted) -> list[Figure]:
+    return [
+        drawn(title, lambda axes, found=found, unit=unit, log=log: lines(axes, found, unit, log))
+        for title, found, unit, log in panels(runs, wanted)
+    ]
+
+
+def png(runs: list[Run], file: Path) -> None:
+    """All curves in one picture, on white."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
+
+    wanted = panels(runs, TRAINING + FEATURES + PROBE)
+    if not wanted:
+        return
+    with rc_context(style()):
+        canvas = Canvas(figsize=(12, 2.7 * -(-len(wanted) // 3)), layout="constrained", facecolor="white")
+        for number, (title, found, unit, log) in enumerate(wanted, 1):
+            axes = canvas.add_subplot(-(-len(wanted) // 3), 3, number)
+            axes.set_title(title, fontsize=9)
+            lines(axes, found, unit, log)
+        aside = file.with_name(f".{file.name}.partial")
+        canvas.savefig(aside, format="png", dpi=110, facecolor="white")
+    os.replace(aside, file)
+
+
+def verdict(run: Run) -> list[tuple[str, str]]:
+    """What there is to say, in sentences, each `good`, `look` or `bad`."""
+    said, state = [], run.state
+    if not run.metrics:
+        return [("look", "Nothing was logged yet.")]
+    last = run.metrics[-1]
+    step, steps = last["step"], state.get("steps")
+    seconds = sum(
+        (now.get("samples", 0) - before) / now["samples_per_second"]
+        for before, now in zip([0] + [f.get("samples", 0) for f in run.metrics], run.metrics, strict=False)
+        if now.get("samples_per_second")
+    )
+    spent = f"{last.get('samples', 0):,} samples, {last.get('epoch', 0):.1f} epochs, {clock(seconds)}"
+    if steps and step >= steps:
+        said.append(("good", f"Finished: {step:,} of {steps:,} steps; {spent}."))
+    else:
+        said.append(("look", f"Not finished: step {step:,}{f' of {steps:,}' if steps else ''}; {spent}."))
+    monitor = Monitor(steps or step)
+    if figures := next((f for f in reversed(run.metrics) if "rankme_share" in f), None):
+        monitor.last = {k: figures[k] for k in ("feature_deviation", "rankme", "rankme_share", "mean_cosine")}
+        kind = "bad" if monitor.collapsed else "look" if monitor.narrow else "good"
+        said.append((kind, f"Features: {monitor.verdict()}."))
+    if (gain := run.last("probe_linear_gain")) is not None:
+        kind = "good" if gain > 0 else "bad"
+        said.append((kind, f"Probe: {run.last('probe_linear'):.1f} % right, {gain:+.1f} points against its start."))
+    losses = [f["loss"] for f in run.metrics if isinstance(f.get("loss"), (int, float))]
+    if losses:
+        tenth = losses[-max(1, len(losses) // 10) :]
+        end, held = sum(tenth) / len(tenth), run.last("eval_loss")
+        fell = end < losses[0]
+        also = f"; {held:.4g} on samples that were held out" if held is not None else ""
+        said.append(
+            (
+                "good" if fell else "look",
+                f"The loss {'fell' if fell else 'did not fall:'} from {losses[0]:.4g} to {end:.4g}{also}.",
+            )
+        )
+    if (wait := run.last("data_wait")) is not None and wait > 0.1:
+        said.append(("look", f"The device waits for data {wait:.0%} of the time: more workers, or smaller files."))
+    if lost := state.get("step", 0) - state.get("applied", state.get("step", 0)):
+        said.append(("look", f"{lost} steps changed nothing, for their gradient was not finite."))
+    if run.bad:
+        said.append(("look", f"{len(run.bad)} unusable samples were replaced; they are named below."))
+    return said
+
+
+def clock(seconds: float) -> str:
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} of training"
+
+
+def lead(run: Run) -> str:
+    signs = {"good": ("✓", "good"), "look": ("!", "have a look"), "bad": ("✗", "bad")}
+    items = (
+        f'<li class="{kind}"><b role="img" aria-label="{signs[kind][1]}">{signs[kind][0]}</b>{words(text)}</li>'
+        for kind, text in verdict(run)
+    )
+    c = run.config
+    what = f"{c['objective']['name']} on {c['modality']['name']}, data {c['data']['name']}"
+    return f'<p>{words(private(what))}</p><ul class="verdict">{"".join(items)}</ul>'
+
+
+def spectrum(runs: list[Run]) -> Figure | None:
+    """Singular values of the latest features of training, as their checkpoint has them."""
+    import torch
+    from safetensors.torch import load_file
+
+    found = []
+    for run in runs:
+        for folder in checkpoint.folders(run.folder)[:1]:
+            if not (file := folder / "monitor.safetensors").is_file():
+                continue
+            features = load_file(file).get("features")
+            if features is not None and features.isfinite().all():
+                values = torch.linalg.svdvals(features.double())
+                found.append(
+                    Line(run.name, range(1, len(values) + 1), (values / values.max().clamp(min=1e-30)).tolist())
+                )
+    if not found:
+        return None
+
+    def draw(axes):
+        for number, line in enumerate(found):
+            axes.plot(
+                line.x,
+                [max(v, 1e-6) for v in line.y],
+                color=OKABE_ITO[number % len(OKABE_ITO)],
+                lw=1.4,
+                label=line.name,
+            )
+        axes.set_yscale("log")
+        axes.set_xlabel("direction")
+        if len(found) > 1:
+            axes.legend(fontsize=8)
+        return [
+            (x, max(y, 1e-6), f"{line.name}: direction {x} of {len(line.x)}, {y:.3g}")
+            for line in found
+            for x, y in zip(line.x, line.y, strict=True)
+        ]
+
+    return drawn("spectrum of the features: singular values, the largest is 1", draw)
+
+
+def private(text: str) -> str:
+    """Without the folders that lead to the program, to where it was started, or to the user's home."""
+    here = str(Path(__file__).parents[1])
+    for folder, short in ((here, ""), (os.getcwd(), ""), (os.path.expanduser("~"), "~/")):
+        if len(folder) > 1:
+            text = text.replace(folder + "/", short)
+    return text
+
+
+def curves(runs: list[Run]) -> list[Section]:
+    made = [Section("Training", grid(figures(runs, TRAINING)))]
+    features = figures(runs, FEATURES)
+    if (found := spectrum(runs)) is not None:
+        features.append(found)
+    if features:
+        note = "Of the vectors that the objective made of the latest samples. A steep fall to nothing is a collapse."
+        made.append(Section("Features", grid(features), note))
+    if own := figures(runs, own_scalars(runs)):
+        made.append(Section("What the objective says of itself", grid(own)))
+    if probe := figures(runs, PROBE):
+        made.append(Section("Judged on labels", grid(probe), "The start is the same encoder before the first step."))
+    return made
+
+
+def facts(run: Run, read_as: str = "") -> list[Section]:
+    """Data, what was left out and was bad, environment, settings."""
+    data, c = run.environment.get("data", {}), run.config
+    rows = [
+        ("data", private(str(c["data"]["name"]))),
+        ("rows", f"{data.get('rows', 0):,}"),
+        ("fingerprint", data.get("fingerprint", "")),
+    ]
+    body = table(rows)
+    if read_as:
+        body += f"<h3>How it was read, and what was left out</h3><pre>{words(private(read_as))}</pre>"
+    if run.bad:
+        named = [
+            (private(str(b.get("source"))), b.get("row"), private(str(b.get("reason")))) for b in run.bad[:MOST_BAD]
+        ]
+        body += f"<h3>Unusable samples, replaced by others: {len(run.bad)}</h3>" + table(
+            named, ("sample", "row", "reason")
+        )
+        if len(run.bad) > MOST_BAD:
+            body += f"<p class=note>{len(run.bad) - MOST_BAD} more in bad_samples.jsonl</p>"
+    else:
+        body += "<p>No sample was unusable.</p>"
+    env = run.environment
+    versions = ", ".join(f"{k} {v}" for k, v in env.get("packages", {}).items() if v)
+    rows = [("python", env.get("python")), ("platform", env.get("platform")), ("packages", versions)]
+    rows += [("commit", env.get("git_commit")), ("command", private(" ".join(map(str, env.get("command", [])))))]
+    settings = private(yaml.safe_dump({k: v for k, v in c.items() if k != "origin"}, sort_keys=False))
+    shown = f"<details><summary>All settings</summary><pre>{words(settings)}</pre></details>"
+    return [Section("Data", body), Section("Environment", table([r for r in rows if r[1]]) + shown)]
+
+
+def write(folder: str | Path) -> Path:
+    """Make `report.html` and `curves.png` of a run, from its folder alone; returns the page.
+
+    The curves are there first: what the objective saw takes the encoder and the data, which may be gone.
+    """
+    run = read(folder)
+    png([run], run.folder / CURVES)
+    file, parts = run.folder / PAGE, curves([run])
+    checkpoint.write_aside(file, page(run.name, lead(run), parts + facts(run)))
+    return file
+
+
+def compare(folders: list[str], to: Path) -> Path:
+    """Several runs in one page."""
+    runs = [read(folder) for folder in folders]
+    flat = [flatten({k: v for k, v in run.config.items() if k != "origin"}) for run in runs]
+    keys = sorted({key for f in flat for key in f} - {"output_dir"})
+    differ = [
+        (key, *(private(str(f.get(key, "")))[:80] for f in flat))
+        for key in keys
+        if len({str(f.get(key)) for f in flat}) > 1
+    ]
+    wanted = [
+        "loss",
+        "eval_loss",
+        "rankme",
+        "feature_deviation",
+        "mean_cosine",
+        "probe_linear",
+        "probe_linear_gain",
+        "samples_per_second",
+        "samples",
+    ]
+    last = [
+        (name.replace("_", " "), *("" if (v := run.last(name)) is None else f"{v:,.4g}" for run in runs))
+        for name in wanted
+        if any(run.last(name) is not None for run in runs)
+    ]
+    names = tuple(run.name for run in runs)
+    sections = [Section("The last figures", table(last, ("", *names))), *curves(runs)]
+    sections.append(
+        Section("In what their settings differ", table(differ, ("", *names)) if differ else "<p>In nothing.</p>")
+    )
+    said = "".join(f"<h3>{words(run.name)}</h3>{lead(run)}" for run in runs)
+    checkpoint.write_aside(to, page(" and ".join(names), said, sections))
+    return to
+
+
+class Report:
+    """Makes the page of a run while it trains, in another process; called by the first rank alone. Never raises."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.process: subprocess.Popen | None = None
+        self.began = self.took = 0.0
+        self.made: int | None = None
+
+    def __call__(self, step: int) -> None:
+        """Begin a page of the checkpoint that has just been written, if there is none under way and it is time."""
+        with one_line_only(self.folder):
+            if self._busy() or self.made is not None and time.monotonic() - self.began < OFTEN * self.took:
+                return
+            self._start(step)
+
+    def finish(self, step: int) -> str | None:
+        """Wait for the page of the last step; returns what to say, if it is there."""
+        with one_line_only(self.folder):
+            self._wait()
+            if self.made != step:
+                self._start(step)
+                self._wait()
+            if self.process is not None and self.process.returncode == 0:
+                return f"look: {self.folder / PAGE}"
+        return None
+
+    def _busy(self) -> bool:
+        if self.process is None or self.process.poll() is None:
+            return self.process is not None
+        self.took = self.took or time.monotonic() - self.began
+        return False
+
+    def _start(self, step: int) -> None:
+        self.began, self.took, self.made = time.monotonic(), 0.0, step
+        command = [sys.executable, "-m", "triptych.evaluation.report", str(self.folder), "--background"]
+        self.process = subprocess.Popen(
+            command, env=apart(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def _wait(self) -> None:
+        if self.process is not None:
+            try:
+                self.process.wait(WAIT)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise TimeoutError(f"it took more than {WAIT} s; python -m triptych.evaluation.report") from None
+            self.took = self.took or time.monotonic() - self.began
+
+
+def reporting(config) -> Report | None:
+    """What makes the page of such a run; None where that is off, by its option or for all by TRIPTYCH_REPORT=0."""
+    wanted = config.run.report and os.environ.get("TRIPTYCH_REPORT") != "0"
+    return Report(Path(config.run.output_dir)) if wanted else None
+
+
+def apart() -> dict[str, str]:
+    """Environment of the process that makes a page: no rank of anything, no GPU, one core, no network."""
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {k: v for k, v in os.environ.items() if k not in launcher and not k.startswith("TORCHELASTIC")}
+    return kept | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }
+
+
+@contextlib.contextmanager
+def one_line_only(folder: Path):
+    try:
+        yield
+    except Exception as error:  # a page is never worth a run
+        print(f"{folder / PAGE} could not be made: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="triptych.evaluation.report", description="A page to look at, of runs.")
+    parser.add_argument("runs", nargs="+", help="folders of runs; several are put side by side")
+    parser.add_argument("--to", help=f"file to write. Default: {PAGE} in the run's folder, {COMPARED} for several")
+    parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.background:
+        os.nice(19)
+        signal.alarm(600)  # nobody may be left to wait for it
+    try:
+        if len(given.runs) > 1:
+            print(compare(given.runs, Path(given.to or COMPARED)))
+        else:
+            print(write(given.runs[0]))
+    except Exception as error:
+        print(f"{Path(given.runs[0]) / PAGE} could not be made: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The page of a run: made of its folder alone, self-contained, small, all there, and alive in a real browser."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import support
+
+from triptych.evaluation import report, report_page
+from triptych.train import pretrain
+from triptych.training.errors import UserError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OBJECTIVES = {"image": "mae", "audio": "mae", "text": "masked"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A tiny run of each modality, and its page."""
+    made = {}
+    for modality, objective in OBJECTIVES.items():
+        folder = tmp_path_factory.mktemp("reports") / f"{modality}_{objective}"
+        data = tmp_path_factory.mktemp("data") / modality
+        support.table_of(modality).save_to_disk(str(data))
+        options = {
+            "data": {"name": str(data), "eval_fraction": 0.2},
+            "max_steps": 6,
+            "logging_steps": 1,
+            "eval_steps": 3,
+        }
+        pretrain(support.config(modality, objective, folder, **options))
+        made[modality] = folder
+        report.write(folder)
+    return made
+
+
+class Page(html.parser.HTMLParser):
+    """What a page links to, its headings, and the texts of its figures' captions."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.links, self.heads, self.captions, self.inside = [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [v for k, v in attributes if k in ("src", "href", "xlink:href", "action", "poster", "srcset")]
+        self.inside = tag if tag in ("h2", "figcaption") else self.inside
+
+    def handle_endtag(self, tag):
+        self.inside = None if tag == self.inside else self.inside
+
+    def handle_data(self, data):
+        if self.inside:
+            (self.heads if self.inside == "h2" else self.captions).append(data)
+
+
+@pytest.mark.parametrize("modality", OBJECTIVES)
+def test_a_page_holds_all_and_needs_nothing(runs, modality):
+    text = (runs[modality] / "report.html").read_text()
+    assert len(text.encode()) < report_page.LIMIT
+    page = Page(text)
+    assert all(link.startswith(("#", "data:")) for link in page.links), page.links
+    assert not re.search(r"@import|url\((?!#|data:|['\"]?data:)|\bfetch\(|XMLHttpRequest|//cdn", text)
+    titles = {title for part in (report.TRAINING, report.FEATURES) for title, *_ in part}
+    assert titles <= set(page.captions)
+    assert any(caption.startswith("spectrum") for caption in page.captions)
+    assert {"Training", "Features", "Data", "Environment"} <= set(page.heads)
+    assert "Finished: 6 of 6 steps" in text and ("not collapsed" in text or "NARROW" in text or "COLLAPSED" in text)
+    assert (runs[modality] / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_points_say_the_figures_of_the_log(runs):
+    text = (runs["image"] / "report.html").read_text()
+    figures = re.findall(r"<figure data-points='([^']*)'", text)
+    points = json.loads(html.unescape(figures[0]))
+    loss = [f["loss"] for f in support.metrics(runs["image"])]
+    assert [p[2] for p in points[:6]] == [f"step {i}: loss: {v:.4g}" for i, v in enumerate(loss, 1)]
+    assert all(0 <= x <= 1 and 0 <= y <= 1 for x, y, *_ in points)
+    highest = max(points[:6], key=lambda p: float(p[2].split()[-1]))
+    assert highest[1] == min(p[1] for p in points[:6])  # up is more
+
+
+def test_runs_side_by_side(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    report.main([str(runs["image"]), str(runs["text"])])
+    text = (tmp_path / capsys.readouterr().out.strip()).read_text()
+    assert "image_mae" in text and "text_masked" in text and "objective.name" in text
+    assert all(link.startswith(("#", "data:")) for link in Page(text).links)
+
+
+def test_what_is_said_of_a_run_that_is_ill(runs, tmp_path):
+    folder = shutil.copytree(runs["image"], tmp_path / "ill")
+    lines = support.metrics(folder)
+    lines[-1] |= {"feature_deviation": 0.001, "rankme": 1.0, "rankme_share": 0.03, "mean_cosine": 1.0, "data_wait": 0.5}
+    lines[-1] |= {"probe_linear": 40.0, "probe_linear_gain": -3.0, "loss": float("nan"), "code_use": 0.5}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(f) + "\n" for f in lines) + '{"step": 7, "lo')
+    bad = {"source": "a<b>.png", "row": 3, "reason": "no & such"}
+    (folder / "bad_samples.jsonl").write_text(json.dumps(bad) + "\n")
+    text = report.write(folder).read_text()
+    assert "COLLAPSED" in text and "50% of the time" in text and "-3.0 points" in text
+    assert "a&lt;b&gt;.png" in text and "a<b>" not in text
+    assert {"code use", "gain over its start, points"} <= set(Page(text).captions)
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        report.read(tmp_path)
+    command = [sys.executable, "-m", "triptych.evaluation.report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no config.yaml" in done.stderr
+
+
+def test_a_run_makes_its_page_and_no_failure_of_it_is_more_than_a_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("TRIPTYCH_REPORT")
+    data = support.write_pictures(tmp_path / "pictures", 24)
+    options = {"data": {"name": str(data)}, "max_steps": 2, "save_steps": 1}
+    pretrain(support.config("image", "mae", tmp_path / "run", **options))
+    assert f"look: {tmp_path / 'run' / 'report.html'}" in capfd.readouterr().out
+    assert "Finished: 2 of 2 steps" in (tmp_path / "run" / "report.html").read_text()
+    monkeypatch.setattr(report.sys, "executable", str(tmp_path / "no_such_python"))
+    done = pretrain(support.config("image", "mae", tmp_path / "other", **options))
+    said = capfd.readouterr()
+    assert done["loss"] > 0 and "look:" not in said.out and not (tmp_path / "other" / "report.html").exists()
+    assert said.err.count("report.html could not be made: ") == 2 and "Traceback" not in said.err
+    assert report.reporting(support.config("image", "mae", tmp_path / "run", report=False)) is None
+
+
+# Runs within the page, writes what it found into it: errors, requests, figures without area, whether hover, keys and
+# players work.
+LOOK = """
+<script>window.found = {errors: []}; addEventListener('error', e => found.errors.push(e.message));
+for (const kind of ['error', 'warn']) console[kind] = (...said) => found.errors.push(said.join(' '));
+addEventListener('unhandledrejection', e => found.errors.push(String(e.reason)));</script>"""
+LOOKED = """
+<script>addEventListener('load', async () => {
+  const area = e => { const b = e.getBoundingClientRect(); return b.width * b.height; };
+  found.figures = [...document.querySelectorAll('figure .plot svg, main img')].map(area);
+  found.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  found.requests = performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'));
+  found.hover = [...document.querySelectorAll('figure[data-points]')].map(f => {
+    const plot = f.querySelector('.plot'), box = plot.getBoundingClientRect();
+    const middle = {clientX: box.left + box.width / 2, clientY: box.top + box.height / 2};
+    plot.dispatchEvent(new PointerEvent('pointermove', middle));
+    const said = tip.hidden ? '' : tip.textContent; plot.dispatchEvent(new PointerEvent('pointerleave'));
+    return said;
+  });
+  const plot = document.querySelector('figure[data-points] .plot'); plot.focus();
+  const key = k => { plot.dispatchEvent(new KeyboardEvent('keydown', {key: k})); return tip.textContent; };
+  found.keys = [key('ArrowRight'), key('ArrowRight'), key('ArrowLeft')];
+  found.sounds = [];
+  for (const a of [...document.querySelectorAll('audio')].slice(0, 3)) {
+    a.muted = true; await a.play(); found.sounds.push(a.duration); a.pause();
+  }
+  const said = document.createElement('pre'); said.id = 'found';
+  said.textContent = JSON.stringify(found); document.body.append(said);
+});</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("modality", OBJECTIVES)
+def test_it_is_alive_in_a_browser(runs, tmp_path, modality):
+    text = (runs[modality] / "report.html").read_text()
+    (tmp_path / "page.html").write_text(text.replace("<head>", "<head>" + LOOK).replace("</body>", LOOKED + "</body>"))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--autoplay-policy=no-user-gesture-required", "--virtual-time-budget=20000", "--window-size=390,844"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", f"file://{tmp_path / 'page.html'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    found = json.loads(html.unescape(re.search('<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    assert not found["errors"] and not found["requests"]
+    assert len(found["figures"]) >= 9 and min(found["figures"]) > 0
+    assert found["wide"] <= 0  # a phone need not scroll sideways
+    assert all(said.strip() for said in found["hover"])
+    first, second, back = found["keys"]
+    assert first.startswith("step ") and second.startswith("step ") and first != second and back == first
+    return found
