@@ -190,7 +190,8 @@ class OnlineProbe:
                 continue
             for kind in seen:
                 figures[f"{name}_{kind}"] = part.value(seen[kind], SHOW).mean
-                figures[f"{name}_{kind}_gain"] = part.value(seen[kind], SHOW, start[kind]).mean
+                gain = part.value(seen[kind], SHOW, start[kind])
+                figures |= {f"{name}_{kind}_gain": gain.mean, f"{name}_{kind}_gain_error": gain.error}
         if "probe" in self.parts:
             figures["probe_selection"] = self._value("probe", CHOOSE, gain=False).mean
         return figures

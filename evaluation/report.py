@@ -57,8 +57,8 @@ FEATURES = (
     ("mean cosine of two samples: 1 is all alike", ("mean_cosine",), "", False),
 )
 PROBE = (
-    ("accuracy on labels it never saw, %", ("probe_linear", "probe_knn"), " %", False),
-    ("gain over its start, points", ("probe_linear_gain", "probe_knn_gain"), "", False),
+    ("on what it never trained on, of 100", ("probe_linear", "probe_knn", "probe_spearman"), "", False),
+    ("gain over its start, points", ("probe_linear_gain", "probe_knn_gain", "probe_spearman_gain"), "", False),
 )
 NOT_OWN = {"step", "time", "epoch", "samples", "rankme_share", "probe_selection"}
 
@@ -123,7 +123,8 @@ def own_scalars(runs: list[Run]) -> list[tuple]:
     """Panels of what objectives say of themselves."""
     known = NOT_OWN | {name for part in (TRAINING, FEATURES, PROBE) for _, names, _, _ in part for name in names}
     names = {name for run in runs for f in run.metrics for name, value in f.items() if isinstance(value, (int, float))}
-    return [(name.replace("_", " "), (name,), "", False) for name in sorted(names - known)]
+    own = sorted(name for name in names - known if not name.endswith("_gain_error"))
+    return [(name.replace("_", " "), (name,), "", False) for name in own]
 
 
 def figures(runs: list[Run], wanted) -> list[Figure]:
@@ -174,9 +175,18 @@ def verdict(run: Run) -> list[tuple[str, str]]:
         monitor.last = {k: figures[k] for k in ("feature_deviation", "rankme", "rankme_share", "mean_cosine")}
         kind = "bad" if monitor.collapsed else "look" if monitor.narrow else "good"
         said.append((kind, f"Features: {monitor.verdict()}."))
-    if (gain := run.last("probe_linear_gain")) is not None:
-        kind = "good" if gain > 0 else "bad"
-        said.append((kind, f"Probe: {run.last('probe_linear'):.1f} % right, {gain:+.1f} points against its start."))
+    for kind in ("linear", "spearman"):
+        if (gain := run.last(f"probe_{kind}_gain")) is not None:
+            error = 2 * (run.last(f"probe_{kind}_gain_error") or 0.0)
+            mark, sure = (
+                ("good", "better")
+                if gain > error
+                else ("bad", "WORSE")
+                if -gain > error
+                else ("look", "not surely other")
+            )
+            now = f"{run.last(f'probe_{kind}'):.1f} of 100, {gain:+.1f} ± {error / 2:.1f} points"
+            said.append((mark, f"Judged on {run.config.get('probe_data')} ({kind}): {sure} than its start: {now}."))
     losses = [f["loss"] for f in run.metrics if isinstance(f.get("loss"), (int, float))]
     if losses:
         tenth = losses[-max(1, len(losses) // 10) :]

@@ -101,7 +101,7 @@ def test_what_is_said_of_a_run_that_is_ill(runs, tmp_path):
     bad = {"source": "a<b>.png", "row": 3, "reason": "no & such"}
     (folder / "bad_samples.jsonl").write_text(json.dumps(bad) + "\n")
     text = report.write(folder).read_text()
-    assert "COLLAPSED" in text and "50% of the time" in text and "-3.0 points" in text
+    assert "COLLAPSED" in text and "50% of the time" in text and "-3.0 ± 0.0 points" in text
     assert "a&lt;b&gt;.png" in text and "a<b>" not in text
     assert {"code use", "gain over its start, points"} <= set(Page(text).captions)
 
