@@ -235,7 +235,7 @@ def every_cell(folder: str, sources: str, share: int) -> list[str]:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_each_toy_runs_with_all_that_is_shipped(launch, sources, tmp_path, ranks):
     given = {"folder": str(tmp_path), "sources": str(sources), "share": ranks}
-    for name in launch(every_cell, ranks, **given).results()[0]:
+    for name in launch(every_cell, ranks, **given).results(900)[0]:  # a dozen and a half of runs
         lines = support.metrics(tmp_path / name)
         assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
         assert all(torch.tensor(line["loss"]).isfinite() for line in lines), name
