@@ -39,7 +39,8 @@ class SwAV(Objective):
         epsilon: divides those of an assignment: the smaller, the harder it is.
         iterations: of Sinkhorn's algorithm.
         queue: earlier samples to keep; 0 for none. With the batch they had better be as many as prototypes.
-        queue_from: part of the run before the queue takes part.
+        queue_from: part of the run before the queue takes part: what was made by an encoder that still changes fast
+            takes prototypes from the batch.
         frozen: part of the run in which prototypes stand still.
         head: sizes of the projector.
         crops: the views.

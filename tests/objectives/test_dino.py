@@ -3,13 +3,14 @@
 import copy
 
 import pytest
+import support
 import torch
 from simulated import check_ranks_are_one
 from torch.nn import functional as F
 
 from triptych.encoders.backbone import pool
 from triptych.encoders.native import make
-from triptych.modalities import Image, View
+from triptych.modalities import Image, Text, View
 from triptych.modalities.hashing import mix
 from triptych.modalities.view import stack
 from triptych.objectives import Crops, Head, Mask, Progress, dino, masking
@@ -210,3 +211,25 @@ def test_a_sample_does_not_depend_on_the_others_unless_it_is_said_to():
         parts.append(ours(part)["loss"] * (at.stop - at.start) / 6)
     torch.testing.assert_close(sum(parts), ours(views)["loss"], atol=1e-5, rtol=1e-5)
     assert not ours.compares
+
+
+def test_the_layout_of_rows_means_nothing():
+    """Texts in rows of other lengths: the same pieces are hidden, and the same loss is made of them."""
+    text = Text(vocab_size=300, max_length=24, augmentation="span")
+    text.fit(support.table_of("text"), "text")
+    torch.manual_seed(0)
+    settings = {"prototypes": COUNT, "head": Head(24, 12, 3, "layer"), "crops": Crops(number=2, size=0.5)}
+    ours = dino.DINO(
+        make(text, width=16, depth=1, heads=1), ibot=1.0, koleo=0.1, mask=Mask(0.4, "block", 2), **settings
+    )
+    samples, seed, said = [text.read(t) for t in support.sentences(6)], torch.arange(6), []
+    for length in (None, 60):
+        text.row_length = length
+        views = [text.collate([text.view(s, spec, i) for i, s in enumerate(samples)], seed) for spec in ours.views]
+        said.append(ours([text.prepare(view) for view in views]))
+    assert said[0]["ibot"] > 0.1
+    for name in ("loss", "ibot", "koleo", "teacher_sums"):
+        torch.testing.assert_close(said[1][name], said[0][name], atol=1e-4, rtol=1e-4)
+    ours.zero_grad()
+    said[1]["loss"].backward()
+    assert ours.heads[1][-1].weight.grad.abs().max() > 0

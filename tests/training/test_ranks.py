@@ -195,6 +195,53 @@ def test_gradients_under_autocast_are_reduced_in_float32(launch, tmp_path):
             assert far == pytest.approx(0, abs=1e-5), stage  # rounded to bfloat16 they would be 1e-3 off
 
 
+RESUMED = (("audio", "byol"), ("image", "moco"), ("image", "dino"), ("text", "swav"))
+
+
+def go_on(folder: str, stage: int, file: str | None = None) -> dict[str, list]:
+    """By objective: what a checkpoint after three steps holds, and all that there is after three more.
+
+    From those checkpoints in `file`, only the second half is run.
+    """
+    from triptych.training.monitor import Monitor
+
+    made, kept = {}, torch.load(file, weights_only=True) if file else {}
+    for modality, objective in RESUMED:
+        more = {"optim": "sgd", "learning_rate": 2e-3, "warmup_steps": 0.0, "max_grad_norm": 0.0, "max_steps": 6}
+        loop = make_loop(modality, objective, folder, 8, stage, **more)
+        saved = kept.get(objective)
+        for first in (0, 3)[saved is not None :]:
+            if first and objective in kept:
+                loop.engine.load(*saved, first)
+                loop.step = loop.applied = first
+            elif first:
+                saved = loop.engine.tensors(first)
+            micro = loop.order.micro_batches(first, first + 3, 1, loop.engine.rank, loop.engine.ranks)
+            feed = iter(loop._loader(loop.table, micro, loop.run.seed, 0))
+            for batch in feed:
+                loop._step([batch], Monitor(6))
+        made[objective] = [list(saved), support.weights(loop.engine)]
+    return made
+
+
+@pytest.mark.slow
+def test_what_ranks_saved_goes_on_on_one(launch, tmp_path):
+    """Two ranks at ZeRO-3, then one at ZeRO-0, with teacher, queue, centre and prototypes, are two all the time."""
+    pair = launch(go_on, 2, folder=str(tmp_path), stage=3).results(600)[0]
+    torch.save({objective: saved for objective, (saved, _) in pair.items()}, tmp_path / "kept.pt")
+    alone = launch(go_on, 1, folder=str(tmp_path), stage=0, file=str(tmp_path / "kept.pt")).results(600)[0]
+    for objective, (saved, ended) in pair.items():
+        resumed = alone[objective][1]
+        assert resumed.keys() == ended.keys() == saved[0].keys()
+        for name, value in ended.items():
+            torch.testing.assert_close(resumed[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    moved = {"moco": "queue.values", "swav": "queue.values", "dino": "centres.0.value"}
+    for objective, name in moved.items():
+        (weights, _), ended = pair[objective]
+        assert weights[name].abs().max() > 0 and not torch.equal(weights[name], ended[name])
+    assert pair["moco"][1]["queue.taken"] == 6 * 8 * 2 and pair["swav"][1]["queue.taken"] == 6 * 8
+
+
 class Student(nn.Module):
     """Small and large parameters, and a buffer that the optimizer does not know."""
 
