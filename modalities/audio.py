@@ -249,6 +249,22 @@ class Audio(Grid):
         columns = ((valid - self.tile[1]) // self.stride[1] + 1).clamp(min=1)
         return made.replace(ordinary=made.position[..., 1] < columns[:, None])
 
+    @torch.no_grad()
+    def shown(self, view: View, other: "Audio") -> View:
+        """The same log-mel values under the other's statistics, cut or padded as the native extractor pads."""
+        (mean, std), (its_mean, its_std) = self.statistics, other.statistics
+        values = self.uncut(view).float() * (2 * std) + mean
+        length = values.shape[-1]
+        wanted = other.extent[1] if view.grid == self.grid else other.frames(round(length / other.stride[1]))
+        values = F.pad(values, (0, max(0, wanted - length)))[..., :wanted]
+        return View(seed=view.seed, **other.cut((values - its_mean) / (2 * its_std)))
+
+    def check_shown(self, other: "Audio", pieces: bool) -> None:
+        super().check_shown(other, pieces)
+        if other.mel_bins != self.mel_bins:
+            raise ValueError(f"it hears {other.mel_bins} mel bins, the student {self.mel_bins} (modality.mel_bins)")
+        other.statistics  # noqa: B018  # refuses where they are not known
+
     def warp(self, values: Float[Tensor, "b f m"], valid: Tensor, warp: Float[Tensor, "b 6"]):
         """Change duration and pitch; the new values, and how many frames are valid."""
         speed, pitch = warp[:, :2].unbind(1)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import unquote_to_bytes
 
@@ -140,6 +141,13 @@ class Modality:
         """What a piece holds, as numbers that no training changes: for targets that are made of the input alone."""
         raise NotImplementedError
 
+    def shown(self, view: View, other: "Modality") -> View:
+        """A view as another modality of this kind has it: of its size, normalised and cut into pieces its way."""
+        raise NotImplementedError
+
+    def check_shown(self, other: "Modality", pieces: bool) -> None:
+        """Raise a `ValueError` if that cannot be, or if with `pieces` those of the two are not the same."""
+
 
 class Grid(Modality):
     """Pieces cut from a regular grid of values, `[channels, height, width]`: pictures and spectrograms.
@@ -173,6 +181,21 @@ class Grid(Modality):
 
     def numbers(self, view: View) -> Float[Tensor, "r n p"]:
         return view.data
+
+    def uncut(self, view: View) -> Float[Tensor, "r c h w"]:
+        """The values that pieces were cut from; of values that several pieces hold, their mean."""
+        extent = tuple((n - 1) * s + t for n, s, t in zip(view.grid, self.stride, self.tile, strict=True))
+        fold = partial(F.fold, output_size=extent, kernel_size=self.tile, stride=self.stride)
+        data = view.data.mT
+        return fold(data) / fold(torch.ones_like(data))
+
+    def check_shown(self, other: "Grid", pieces: bool) -> None:
+        if pieces and other.grid != self.grid:
+            mine, its = ("×".join(map(str, grid)) for grid in (self.grid, other.grid))
+            raise ValueError(
+                f"its pieces lie on a grid of {its}, the student's on {mine}; give sizes that make them alike "
+                "(objective.size), or choose objective.target pooled"
+            )
 
     def check_target(self) -> None:
         """A piece of one value has no deviation to be normalised by."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from triptych.modalities.base import BadSample, Grid, bytes_or_path
 from triptych.modalities.domains import Count, Each, NotNegative, Number, Part, Probability, Within
@@ -295,6 +296,27 @@ class Image(Grid):
         if self.channels == 1 and values.shape[1] == 3:  # an evaluation view; the export makes grey last, too
             values = sum(values[:, i : i + 1] * part for i, part in enumerate(LUMA))
         return view.replace(**self.cut(values.sub(mean).div_(std)))
+
+    @torch.no_grad()
+    def shown(self, view: View, other: "Image") -> View:
+        """Resized with bilinear weights that are smooth where it shrinks; channels as `other` has them."""
+        values = self.uncut(view).float()
+        mean, std = (torch.tensor(each, device=values.device)[:, None, None] for each in (self.mean, self.std))
+        values = values * std + mean
+        if values.shape[1] != other.channels:
+            luma = sum(values[:, i : i + 1] * part for i, part in enumerate(LUMA)) if values.shape[1] > 1 else values
+            values = luma.expand(-1, other.channels, -1, -1) if 1 in (self.channels, other.channels) else values[:, :3]
+        # A smaller view of the student's is as much smaller for the other.
+        size = tuple(max(1, round(o * g / f)) for o, g, f in zip(other.grid, view.grid, self.grid, strict=True))
+        size = tuple(n * t for n, t in zip(size, other.tile, strict=True))
+        if values.shape[2:] != size:
+            values = F.interpolate(values, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+        return other.prepare(View(data=values, seed=view.seed))
+
+    def check_shown(self, other: "Image", pieces: bool) -> None:
+        super().check_shown(other, pieces)
+        if other.channels == 4 and self.channels != 4:
+            raise ValueError("it sees transparency, which the student does not: give modality.channels 4")
 
 
 def small_jpeg(data: bytes):

@@ -240,6 +240,19 @@ class Text(Modality):
             near.append(vectors.roll(-step, 1) * there[..., None])
         return torch.cat(near, dim=-1)
 
+    def shown(self, view: View, other: "Text") -> View:
+        """Of equal tokenizers, the same tokens."""
+        return view
+
+    def check_shown(self, other: "Text", pieces: bool) -> None:
+        if self.processor() is None or self.backend.to_str() != other.backend.to_str():
+            raise ValueError(f"its tokenizer is another one; give its own, modality.tokenizer {other.named}")
+        if other.max_positions < self.max_length:
+            raise ValueError(
+                f"it has {other.max_positions} places for a text's tokens, modality.max_length is {self.max_length}; "
+                f"lower that to {other.max_positions}"
+            )
+
 
 def half(length: int, which: int, random: np.random.Generator) -> Bool[np.ndarray, " n"]:
     """True for the tokens of one of two disjoint halves, neither empty. Both have the token of a text of one."""

@@ -7,6 +7,7 @@ from triptych.objectives.crops import Crops
 from triptych.objectives.decoding import Decoder, Predictor
 from triptych.objectives.dino import DINO
 from triptych.objectives.distillation import BYOL, SimSiam
+from triptych.objectives.frozen import FrozenTeacher
 from triptych.objectives.heads import Head
 from triptych.objectives.information import BarlowTwins, LeJEPA, VICReg, VISReg
 from triptych.objectives.latent import IJEPA, Data2Vec
@@ -32,6 +33,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "position": Position,
     "codes": Codes,
     "diet": DIET,
+    "frozen_teacher": FrozenTeacher,
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "Crops",
     "Data2Vec",
     "Decoder",
+    "FrozenTeacher",
     "Head",
     "LeJEPA",
     "Mask",

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from triptych.encoders.backbone import Backbone
+from triptych.modalities.base import Modality
 from triptych.modalities.view import View, ViewSpec
 
 Batch = list[View]  # one a view that the objective asked for
@@ -61,6 +62,11 @@ class Objective(nn.Module):
         self.backbone = backbone
         self.views = views
         self.head: nn.Module | None = None  # on the encoder's own pieces; the native class carries it, if it can
+
+    @classmethod
+    def found(cls, modality: Modality, **settings: Any) -> dict[str, Any]:
+        """Settings that the user left open and that are found out before anything is built; a run stores them."""
+        return {}
 
     def represent(self, views: Batch) -> dict[str, Tensor]:
         """Sample by sample: views -> tensors whose first axis, or second after the views', is the batch."""

@@ -21,7 +21,7 @@ from triptych.encoders.native.roberta import Roberta, XLMRoberta
 from triptych.encoders.native.roberta_prelayernorm import RobertaPreLayerNorm
 from triptych.encoders.native.siglip_vision_model import SiglipVisionModel
 from triptych.encoders.native.vit import ViT, ViTMAE
-from triptych.modalities import MODALITIES, Modality
+from triptych.modalities import MODALITIES, Modality, Text
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -76,6 +76,29 @@ def make(modality: Modality, family: str | None = None, pooling: Pooling | None 
     return Backbone(of.embedding(modality, made), trunk, pooling or of.pooling)
 
 
+def teacher_for(path: str, modality: Modality, revision: str | None = None, size: int | None = None) -> Backbone:
+    """A published checkpoint as it is, with a modality of its own, for the samples of another of the same kind.
+
+    `size` is the side of what it sees, in pixels, for a family of pictures that takes several.
+    """
+    kind = next((name for name, cls in MODALITIES.items() if cls is type(modality)), "")
+    try:
+        start = start_from(path, kind, revision)
+        settings = dict(start.modality)
+        if size is not None:
+            if "image_size" not in settings:
+                raise ValueError(f"{path} has one size only; leave objective.size out")
+            settings = start.adapted({"image_size": size})[0] | {"image_size": size}
+        own = MODALITIES[kind](**settings)
+        if isinstance(own, Text):
+            own.fit(None, "")
+        backbone = make(own, start.family.name, start.pooling, **start.encoder)
+        start.load(backbone)
+    except ValueError as error:
+        raise ValueError(f"objective.teacher: {str(error).removeprefix('init_from ')}") from error
+    return backbone
+
+
 def known(modality: str) -> str:
     """Names of a modality's families."""
     return ", ".join(name for name, family in FAMILIES.items() if family.modality == modality)
@@ -119,4 +142,16 @@ def start_from(path: str, modality: str, revision: str | None = None) -> Start:
     )
 
 
-__all__ = ["DEFAULTS", "FAMILIES", "Family", "Native", "Start", "family_of", "in_words", "known", "make", "start_from"]
+__all__ = [
+    "DEFAULTS",
+    "FAMILIES",
+    "Family",
+    "Native",
+    "Start",
+    "family_of",
+    "in_words",
+    "known",
+    "make",
+    "start_from",
+    "teacher_for",
+]
