@@ -53,7 +53,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         folder, start = RunFolder(config.run.output_dir), None
         team.first(lambda: held.enter_context(folder) and None)
         origin = team.first(lambda: folder.origin(config))
-        if config.run.init_from and origin is not None:  # what it started from is not needed any more
+        if origin is not None:  # what it started from is not needed any more
             config.recall(team.first(folder.stored))
         elif config.run.init_from:
             wanted = config.run.init_from, config.modality["name"], config.run.init_revision
@@ -81,6 +81,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         divided = divided_once(rows, config.data.eval_fraction, team)
         team.each(lambda: config.count(len(divided[0].table)))
         objective = team.each(lambda: config.build_objective(modality, start if origin is None else None))
+        team.agree(config.shared(), "give all ranks the same files")
         if origin is not None and team.is_first:  # who writes checkpoints
             objective.backbone.native = native.Native.load(Path(origin["folder"]) / "native")
         begun = None

@@ -126,6 +126,8 @@ def config_of(name: str, modality: str, data: Path, folder: Path, teacher: Path 
     changes |= {"data": {"name": str(path)}}
     if teacher is not None:
         changes |= {"objective": {"teacher": str(teacher)}}
+        if modality == "text":
+            changes |= {"modality": {"tokenizer": str(teacher)}}
     return read(merge(settings_of(name), changes))
 
 

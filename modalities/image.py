@@ -288,21 +288,22 @@ class Image(Grid):
     def prepare(self, view: View) -> View:
         """Bytes `[B c h w]`, or floats in 0..1 -> patches. The order of operations is the native processor's."""
         full = 1.0 if view.data.is_floating_point() else 1 / (1 / 255)
-        mean, std = (  # filled on the device: a copy from the host would wait for it
-            torch.stack([torch.full((1, 1), value, device=view.data.device) for value in each]) * full
-            for each in (self.mean, self.std)
-        )
         values = view.data.float()
+        mean, std = (self._filled(each, values) * full for each in (self.mean, self.std))
         if self.channels == 1 and values.shape[1] == 3:  # an evaluation view; the export makes grey last, too
             values = sum(values[:, i : i + 1] * part for i, part in enumerate(LUMA))
         return view.replace(**self.cut(values.sub(mean).div_(std)))
+
+    @staticmethod
+    def _filled(each: list[float], like: Tensor) -> Tensor:
+        """One value for each channel. Filled on the device: a copy from the host would wait for it."""
+        return torch.stack([torch.full((1, 1), value, device=like.device) for value in each])
 
     @torch.no_grad()
     def shown(self, view: View, other: "Image") -> View:
         """Resized with bilinear weights that are smooth where it shrinks; channels as `other` has them."""
         values = self.uncut(view).float()
-        mean, std = (torch.tensor(each, device=values.device)[:, None, None] for each in (self.mean, self.std))
-        values = values * std + mean
+        values = values * self._filled(self.std, values) + self._filled(self.mean, values)
         if values.shape[1] != other.channels:
             luma = sum(values[:, i : i + 1] * part for i, part in enumerate(LUMA)) if values.shape[1] > 1 else values
             values = luma.expand(-1, other.channels, -1, -1) if 1 in (self.channels, other.channels) else values[:, :3]
@@ -310,7 +311,7 @@ class Image(Grid):
         size = tuple(max(1, round(o * g / f)) for o, g, f in zip(other.grid, view.grid, self.grid, strict=True))
         size = tuple(n * t for n, t in zip(size, other.tile, strict=True))
         if values.shape[2:] != size:
-            values = F.interpolate(values, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+            values = F.interpolate(values, size=size, mode="bilinear", antialias=True)
         return other.prepare(View(data=values, seed=view.seed))
 
     def check_shown(self, other: "Image", pieces: bool) -> None:

@@ -1,5 +1,6 @@
 """What several test files share: ranks as forked processes, and tiny data of every modality."""
 
+import contextlib
 import importlib.util
 import inspect
 import io
@@ -142,6 +143,38 @@ SMALL = {
 }
 
 
+def needed(objective: str, modality: str | None = None) -> dict:
+    """Options that a user must give beside an objective's name; of a modality, those of a teacher that is there."""
+    if objective != "frozen_teacher":
+        return {}
+    if modality is None:
+        return {"objective.teacher": "somewhere"}
+    return {"objective.teacher": teacher(modality)} | (
+        {"modality.tokenizer": teacher("text")} if modality == "text" else {}
+    )
+
+
+def teacher(name: str) -> str:
+    """Folder of a tiny published encoder of a modality, written once for all processes of a session."""
+    import tempfile
+
+    from triptych.encoders.native import family_of, make
+    from triptych.modalities import MODALITIES
+
+    folder = Path(os.environ["HF_DATASETS_CACHE"]) / f"teacher-{name}"
+    if not folder.exists():
+        aside, modality = tempfile.mkdtemp(dir=folder.parent), MODALITIES[name](**TINY[name])
+        rows_of(name, modality)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            backbone = make(modality, width=24, depth=1, heads=2)
+        family_of(name).export(backbone).save_pretrained(aside)
+        modality.save(aside)
+        with contextlib.suppress(OSError):  # another process was sooner
+            os.rename(aside, folder)
+    return str(folder)
+
+
 def table_of(name: str, count: int = 40):
     """Tiny samples of a modality as a `datasets.Dataset`; the column bears the modality's name."""
     import datasets
@@ -197,6 +230,8 @@ def config(modality: str, objective: str, folder, /, **options):
         "dataloader_num_workers": 0,
         "device": "cpu",
     }
+    for group, more in nested(needed(objective, modality)).items():
+        given[group] = given[group] | more
     for key, value in options.items():
         given[key] = given[key] | value if isinstance(value, dict) and isinstance(given.get(key), dict) else value
     return read(given)

@@ -31,7 +31,7 @@ from triptych.objectives import OBJECTIVES
 from triptych.training.errors import UserError, one_line
 
 # Where a value may come from, the strongest last. What is in neither is a default.
-CHOSEN = ("checkpoint", "recipe", "data")  # not by the user: they may be overruled
+CHOSEN = ("checkpoint", "recipe", "data", "found")  # not by the user: they may be overruled
 GIVEN = ("file", "command line")
 GROUPS = ("data", "modality", "encoder", "objective")
 # What a run may change when it continues: none of it moves the sequence of samples or the schedule.
@@ -267,6 +267,7 @@ class Config:
 
         These enter the backbone before the objective copies it: a teacher begins where its student does.
         """
+        self._find(modality)
         torch.manual_seed(self.run.seed)
         check(EncoderSettings, self.encoder, "encoder.")
         backbone = make(modality, self.run.family, self.run.pooling, **self.encoder)
@@ -287,6 +288,13 @@ class Config:
                 "objective.samples out"
             )
         self.objective["samples"], self.origin["objective.samples"] = samples, "data"
+
+    def _find(self, modality) -> None:
+        """Settings of the objective that nobody gave, and that it finds out before it is built."""
+        found = OBJECTIVES[self.objective["name"]].found(modality, **without_name(self.objective))
+        for name, value in found.items():
+            if self.objective.get(name) is None:
+                self.objective[name], self.origin[f"objective.{name}"] = value, "found"
 
     def adopt(self, start) -> str | None:
         """Take what a published checkpoint says, where the user gave nothing; returns what his word changes, in a line.

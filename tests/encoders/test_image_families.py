@@ -116,8 +116,19 @@ def test_from_nothing_by_name(family, tmp_path):
     for module in backbone.modules():  # a parameter that is not there is not named
         assert all(hasattr(module, name) for name in getattr(module, "no_decay", ()))
     for name, objective in OBJECTIVES.items():
-        made = objective(make(Image(32, 8), family, **sizes))
-        views = [view_of(backbone, torch.randn(4, 3, 32, 32)).replace(row=torch.arange(4)) for _ in made.views]
+        fresh, more = (
+            make(Image(32, 8), family, **sizes),
+            {"teacher": str(tmp_path)} if name == "frozen_teacher" else {},
+        )
+        if name == "position" and not fresh.embedding.placed:
+            with pytest.raises(ValueError, match="no table of places"):
+                objective(fresh)
+            continue
+        made = objective(fresh, **more | objective.found(fresh.modality, **more))
+        views = [
+            view_of(backbone, torch.randn(4, 3, 32, 32)).replace(row=torch.arange(4), identity=torch.arange(4))
+            for _ in made.views
+        ]
         made(views)["loss"].backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters()), name
 

@@ -98,7 +98,8 @@ def test_a_dictionary_of_deepspeed_settings():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_resolved_settings_are_read_back_the_same(modality, objective, tmp_path):
-    config = from_command_line(["--modality", modality, "--objective", objective, "--encoder.width", "96"])
+    more = [f"--{key}={value}" for key, value in support.needed(objective).items()]
+    config = from_command_line(["--modality", modality, "--objective", objective, "--encoder.width", "96", *more])
     resolved = plain(config.to_dict())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.stored()))
     again = plain(read(str(tmp_path / "config.yaml")).to_dict())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import support
 import yaml
 
 import triptych.modalities.domains
@@ -126,7 +127,8 @@ def test_a_cell_has_the_defaults_of_its_shipped_recipe(tmp_path):
 def test_the_name_of_an_objective_is_enough(modality, objective):
     recipe = flatten(yaml.safe_load(Path(f"configs/{modality}_{objective}.yaml").read_text()))
     sizes = {f"modality.{name}" for name in MODALITIES[modality].sizes}
-    config = flatten(plain(from_command_line(["--modality", modality, "--objective", objective]).to_dict()))
+    more = [f"--{key}={value}" for key, value in support.needed(objective).items()]
+    config = flatten(plain(from_command_line(["--modality", modality, "--objective", objective, *more]).to_dict()))
     wanted = {k: v for k, v in recipe.items() if k.startswith(("modality.", "objective.")) and k not in sizes}
     assert wanted and {key: config[key] for key in wanted} == wanted
 
