@@ -1,7 +1,8 @@
 """Text: windows of token ids, spans and split views of them, packed into rows."""
 
 import hashlib
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -240,12 +241,18 @@ class Text(Modality):
             near.append(vectors.roll(-step, 1) * there[..., None])
         return torch.cat(near, dim=-1)
 
+    def tokens(self) -> dict[str, Any]:
+        """What decides which tokens a text becomes; how a pair of texts is put together does not."""
+        self.processor()  # refuses where there is none yet
+        parts = json.loads(self.backend.to_str()) | {"post_processor": None}
+        return parts | {"special": [self.first, self.last, self.padding, self.mask]}
+
     def shown(self, view: View, other: "Text") -> View:
         """Of equal tokenizers, the same tokens."""
         return view
 
     def check_shown(self, other: "Text", pieces: bool) -> None:
-        if self.processor() is None or self.backend.to_str() != other.backend.to_str():
+        if self.tokens() != other.tokens():
             raise ValueError(f"its tokenizer is another one; give its own, modality.tokenizer {other.named}")
         if other.max_positions < self.max_length:
             raise ValueError(
