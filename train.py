@@ -53,7 +53,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         folder, start = RunFolder(config.run.output_dir), None
         team.first(lambda: held.enter_context(folder) and None)
         origin = team.first(lambda: folder.origin(config))
-        if origin is not None:  # what it started from is not needed any more
+        if origin is not None:  # what was found then holds; what it started from is not needed any more
             config.recall(team.first(folder.stored))
         elif config.run.init_from:
             wanted = config.run.init_from, config.modality["name"], config.run.init_revision

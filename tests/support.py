@@ -149,9 +149,11 @@ def needed(objective: str, modality: str | None = None) -> dict:
         return {}
     if modality is None:
         return {"objective.teacher": "somewhere"}
-    return {"objective.teacher": teacher(modality)} | (
-        {"modality.tokenizer": teacher("text")} if modality == "text" else {}
-    )
+    same = {"audio": ("mel_bins", "tile"), "text": ("max_length",)}.get(modality, ())
+    suited = {f"modality.{name}": TINY[modality][name] for name in same}
+    if modality == "text":
+        suited["modality.tokenizer"] = teacher(modality)
+    return {"objective.teacher": teacher(modality)} | suited
 
 
 def teacher(name: str) -> str:

@@ -31,7 +31,7 @@ def run_all(folder: str, files: list[str]) -> dict[str, str]:
         if name == "text":
             argv += " --modality.vocab_size 300"
         needed = support.needed(settings(file).get("objective", {}).get("name", "mae"), name)
-        argv += "".join(f" --{key} {value}" for key, value in needed.items())
+        argv += "".join(f" --{key} {value}".replace(", ", ",") for key, value in needed.items())
         if "train_last" in settings(file):
             argv += " --train_last 1"  # the tiny encoder has no more
         try:
