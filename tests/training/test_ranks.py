@@ -196,6 +196,7 @@ def test_gradients_under_autocast_are_reduced_in_float32(launch, tmp_path):
 
 
 RESUMED = (("audio", "byol"), ("image", "moco"), ("image", "dino"), ("text", "swav"))
+RESUMED += (("text", "codes"), ("image", "data2vec"), ("audio", "frozen_teacher"))
 
 
 def go_on(folder: str, stage: int, file: str | None = None) -> dict[str, list]:
@@ -226,7 +227,7 @@ def go_on(folder: str, stage: int, file: str | None = None) -> dict[str, list]:
 
 @pytest.mark.slow
 def test_what_ranks_saved_goes_on_on_one(launch, tmp_path):
-    """Two ranks at ZeRO-3, then one at ZeRO-0, with teacher, queue, centre and prototypes, are two all the time."""
+    """Two ranks at ZeRO-3, then one at ZeRO-0, with teacher, queue, centre, prototypes, codebook: two all the time."""
     pair = launch(go_on, 2, folder=str(tmp_path), stage=3).results(600)[0]
     torch.save({objective: saved for objective, (saved, _) in pair.items()}, tmp_path / "kept.pt")
     alone = launch(go_on, 1, folder=str(tmp_path), stage=0, file=str(tmp_path / "kept.pt")).results(600)[0]
@@ -239,6 +240,9 @@ def test_what_ranks_saved_goes_on_on_one(launch, tmp_path):
     for objective, name in moved.items():
         (weights, _), ended = pair[objective]
         assert weights[name].abs().max() > 0 and not torch.equal(weights[name], ended[name])
+    (weights, _), ended = pair["codes"]
+    assert torch.equal(weights["codebook"], ended["codebook"]) and weights["projection"].abs().max() > 0
+    assert not any("held" in name for name in pair["frozen_teacher"][1])  # the teacher is read anew
     assert pair["moco"][1]["queue.taken"] == 6 * 8 * 2 and pair["swav"][1]["queue.taken"] == 6 * 8
 
 
