@@ -8,6 +8,7 @@ A run calls it at every save, in a process of its own: what goes wrong there is 
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import signal
@@ -329,7 +330,28 @@ def write(folder: str | Path) -> Path:
     png([run], run.folder / CURVES)
     file, parts = run.folder / PAGE, curves([run])
     checkpoint.write_aside(file, page(run.name, lead(run), parts + facts(run)))
+    if run.state:
+        more, read_as = of_samples(run)
+        checkpoint.write_aside(file, page(run.name, lead(run), parts + more + facts(run, read_as)))
     return file
+
+
+def of_samples(run: Run) -> tuple[list[Section], str]:
+    """What takes the encoder and the data, and how the data was read."""
+    from triptych.evaluation import report_samples
+    from triptych.evaluation.load import from_run
+    from triptych.training.sources import load
+
+    said = io.StringIO()
+    try:
+        config, objective, _ = from_run(run.folder)
+        with contextlib.redirect_stdout(said):
+            rows = load(config.data, objective.backbone.modality)
+        made = report_samples.sections(objective, rows, config.data.eval_fraction)
+    except Exception as error:  # the data has moved, say; the curves are worth having
+        why = f"<p>could not be made: {words(private(one_line(error)))}</p>"
+        made = [Section("What the objective saw", why)]
+    return made, said.getvalue()
 
 
 def compare(folders: list[str], to: Path) -> Path:
@@ -391,8 +413,9 @@ class Report:
             if self.made != step:
                 self._start(step)
                 self._wait()
-            if self.process is not None and self.process.returncode == 0:
-                return f"look: {self.folder / PAGE}"
+            if self.process is not None and self.process.returncode in (0, None):
+                still = "" if self.process.returncode == 0 else ", which is still being made"
+                return f"look: {self.folder / PAGE}{still}"
         return None
 
     def _busy(self) -> bool:
@@ -402,6 +425,9 @@ class Report:
         return False
 
     def _start(self, step: int) -> None:
+        if self.process is not None and self.process.poll() is None:  # of an older checkpoint
+            self.process.kill()
+            self.process.wait()
         self.began, self.took, self.made = time.monotonic(), 0.0, step
         command = [sys.executable, "-m", "triptych.evaluation.report", str(self.folder), "--background"]
         self.process = subprocess.Popen(
@@ -410,11 +436,8 @@ class Report:
 
     def _wait(self) -> None:
         if self.process is not None:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(WAIT)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                raise TimeoutError(f"it took more than {WAIT} s; python -m triptych.evaluation.report") from None
             self.took = self.took or time.monotonic() - self.began
 
 

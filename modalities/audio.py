@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from triptych.modalities.audio_file import FRAME, RATE, Clip
 from triptych.modalities.base import BadSample, Grid, bytes_or_path
 from triptych.modalities.domains import Each, NotNegative, Part, Positive, Probability, Within
+from triptych.modalities.exhibit import Exhibit, Seen
 from triptych.modalities.hashing import generator, uniform
 from triptych.modalities.precision import full
 from triptych.modalities.view import View, ViewSpec
@@ -23,6 +24,7 @@ FLOOR = torch.finfo(torch.float32).eps  # of a mel energy, before the logarithm
 FITTED = 256  # clips from which the statistics are taken
 CACHED = 512  # frames whose intermediate results fit a core's cache
 VIEW, MIX = 1, 2  # what a view's random numbers are for
+SHADES = 2.5  # deviations on either side of the mean that are told apart where a spectrogram is shown
 SALT = 0xA0D10  # keeps the window of a long file apart from what else a seed is used for
 
 
@@ -58,6 +60,7 @@ class Audio(Grid):
         std: their deviation; values are divided by twice it. Default: computed from training rows.
     """
 
+    rising = True
     features = ("Audio",)
     # Also those that libsndfile cannot decode, so that they are counted and named, not passed over in silence.
     sizes = ("seconds", "mel_bins", "tile", "stride")
@@ -264,6 +267,17 @@ class Audio(Grid):
         if other.mel_bins != self.mel_bins:
             raise ValueError(f"it hears {other.mel_bins} mel bins, the student {self.mel_bins} (modality.mel_bins)")
         other.statistics  # noqa: B018  # refuses where they are not known
+
+    def exhibit(self, view: View, seen: Seen | None = None) -> list[Exhibit]:
+        """Spectrograms, low tones at the bottom; of a view that was not prepared yet the wave, too, without padding."""
+        made = view if view.position is not None else self.prepare(view)
+        shades = (self.assembled(made, seen)[:, 0].flip(1) * (2 / SHADES) + 1) / 2
+        shades = shades.clamp(0, 1).cpu()
+        if view.position is not None:
+            return [Exhibit(picture=one.numpy()) for one in shades]
+        ends = [samples(int(frames)) for frames in view.valid_frames]
+        waves = [(wave[:end].cpu().numpy(), RATE) for wave, end in zip(view.data, ends, strict=True)]
+        return [Exhibit(one.numpy(), wave) for one, wave in zip(shades, waves, strict=True)]
 
     def warp(self, values: Float[Tensor, "b f m"], valid: Tensor, warp: Float[Tensor, "b 6"]):
         """Change duration and pitch; the new values, and how many frames are valid."""

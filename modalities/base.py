@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from triptych.modalities.exhibit import Exhibit, Seen
 from triptych.modalities.view import EVALUATION, View, ViewSpec
 
 
@@ -132,6 +133,12 @@ class Modality:
         """One error a guess, in float32."""
         raise NotImplementedError
 
+    def exhibit(self, view: View, seen: Seen | None = None) -> list[Exhibit]:
+        """Each sample of a view, in batch order, for people to look at: as it is, or without what was hidden, or with
+        what was guessed there. The view is as `collate` made it, or, with `seen`, as `prepare` did. By default nothing.
+        """
+        return [Exhibit()] * len(view)
+
     @property
     def values(self) -> int:
         """How many numbers `numbers` gives of a piece."""
@@ -163,6 +170,7 @@ class Grid(Modality):
     tile: tuple[int, int]
     stride: tuple[int, int]
     learned_positions: bool
+    rising: ClassVar[bool] = False  # the first row of the grid is drawn at the bottom
     target: str
     variance_floor: float
 
@@ -218,6 +226,33 @@ class Grid(Modality):
             data = rearrange(tiles, "r c y x h w -> r (y x) (c h w)")
         axes = (torch.arange(length, device=values.device) for length in grid)
         return {"data": data, "position": torch.cartesian_prod(*axes)[None], "grid": grid}
+
+    def assembled(self, view: View, seen: Seen | None) -> Float[Tensor, "b c h w"]:
+        """Values of a prepared view; NaN for those that only hidden pieces hold, or what was guessed of them."""
+        data, (height, width) = view.data.float(), self.tile
+        weight = torch.ones_like(data)
+        if seen is not None and seen.index is not None:
+            hidden = seen.hidden(view)
+            weight = weight * ~hidden[..., None]
+            data = data.masked_fill(hidden[..., None], 0)
+            if seen.guess is not None:
+                row, at = seen.valid.nonzero(as_tuple=True)
+                piece = seen.index[row, at]
+                data[row, piece] = self.as_values(seen.guess[row, at].float(), view.data[row, piece].float())
+                # Where pieces overlap, what a visible one holds is known, and goes before what is guessed.
+                weight[row, piece] = 1e-6
+        down, across = ((g - 1) * s + t for g, s, t in zip(view.grid, self.stride, self.tile, strict=True))
+        total, count = (
+            F.fold(x.mT, (down, across), (height, width), stride=self.stride) for x in (data * weight, weight)
+        )
+        return total / count
+
+    def as_values(self, guess: Float[Tensor, "h p"], data: Float[Tensor, "h p"]) -> Float[Tensor, "h p"]:
+        """What `error` compares -> values of pieces; a normalised guess gets its own piece's mean and deviation."""
+        if self.target != "normalised":
+            return guess
+        variance, mean = torch.var_mean(data, dim=-1, keepdim=True)
+        return guess * (variance + self.variance_floor).sqrt() + mean
 
     def secret(self, view: View, hide: Bool[Tensor, "r n"]) -> Bool[Tensor, "r n p"] | None:
         if all(s >= t for s, t in zip(self.stride, self.tile, strict=True)):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from triptych.modalities.base import BadSample, Grid, bytes_or_path
 from triptych.modalities.domains import Count, Each, NotNegative, Number, Part, Probability, Within
+from triptych.modalities.exhibit import Exhibit, Seen
 from triptych.modalities.hashing import generator
 from triptych.modalities.image_processor import evaluation_view, processor_of
 from triptych.modalities.view import View, ViewSpec
@@ -318,6 +319,13 @@ class Image(Grid):
         super().check_shown(other, pieces)
         if other.channels == 4 and self.channels != 4:
             raise ValueError("it sees transparency, which the student does not: give modality.channels 4")
+
+    def exhibit(self, view: View, seen: Seen | None = None) -> list[Exhibit]:
+        values = self.assembled(view if view.position is not None else self.prepare(view), seen)
+        mean, std = (values.new_tensor(each).view(-1, 1, 1) for each in (self.mean, self.std))
+        colours = (values * std + mean).clamp(0, 1)  # NaN stays
+        colours = colours[:, :3] if self.channels >= 3 else colours[:, :1].expand(-1, 3, -1, -1)
+        return [Exhibit(picture=one.permute(1, 2, 0).numpy()) for one in colours.cpu()]
 
 
 def small_jpeg(data: bytes):

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 
 from triptych.modalities.base import BadSample, Modality
 from triptych.modalities.domains import Count, Part, Within
+from triptych.modalities.exhibit import Exhibit, Seen, Word
 from triptych.modalities.hashing import generator, mix, uniform
 from triptych.modalities.packing import pack, pack_fixed
 from triptych.modalities.tokenizer import SPECIALS, clean, complete, plain_backend, train
@@ -221,6 +224,29 @@ class Text(Modality):
 
     def error(self, guess: Float[Tensor, "h v"], data: Int[Tensor, " h"]) -> Float[Tensor, " h"]:
         return F.cross_entropy(guess.float(), data, reduction="none")
+
+    def exhibit(self, view: View, seen: Seen | None = None) -> list[Exhibit]:
+        hidden = torch.zeros_like(view.segment) if seen is None else seen.hidden(view)
+        guessed = torch.full_like(view.data, -1)
+        if seen is not None and seen.guess is not None:
+            row, at = seen.valid.nonzero(as_tuple=True)
+            guessed[row, seen.index[row, at]] = seen.guess[row, at].argmax(-1)
+        shown = []
+        for number in range(1, len(view) + 1):
+            here = (view.segment == number) & ~self.special.to(view.data.device)[view.data]
+            tokens = zip(*(x[here].tolist() for x in (view.data, hidden, guessed)), strict=True)
+            shown.append(Exhibit(words=tuple(self._words(tokens))))
+        return shown
+
+    def _words(self, tokens) -> Iterator[Word]:
+        """Runs of visible tokens, and each hidden one apart."""
+        said = self.backend.decode
+        for is_hidden, run in groupby(tokens, key=lambda token: bool(token[1])):
+            if not is_hidden:
+                yield Word(said([token for token, *_ in run]))
+                continue
+            for token, _, guess in run:
+                yield Word(said([token]), True, said([guess]) if guess >= 0 else None)
 
     @property
     def values(self) -> int:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from triptych.encoders.backbone import Backbone
 from triptych.modalities.base import Modality
+from triptych.modalities.exhibit import Seen
 from triptych.modalities.view import View, ViewSpec
 
 Batch = list[View]  # one a view that the objective asked for
@@ -89,6 +90,13 @@ class Objective(nn.Module):
         Called after every step, with the extras that forward returned, one a micro-batch. Where `progress.applied` is
         False nothing may move: by `torch.where` or a factor, since to ask would make the host wait for the device.
         """
+
+    def seen(self, views: Batch) -> list[Seen]:
+        """For people to look at: what is hidden of each view, and what is guessed there. By default nothing is.
+
+        It is of one process alone, apart from training, so nothing in it may ask other ranks.
+        """
+        return [Seen() for _ in views]
 
     def averaged(self) -> Backbone | None:
         """The teacher's backbone, where there is one that may be exported instead of the student's."""

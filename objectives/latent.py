@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from triptych.encoders.backbone import Backbone, Encoded, by_sample, pool_pieces
 from triptych.modalities.domains import Count, NotNegative, Positive, Scale, Share
+from triptych.modalities.exhibit import Seen
 from triptych.modalities.view import View, ViewSpec, stack
 from triptych.objectives import collectives, masking
 from triptych.objectives.base import Batch, Objective, Progress
@@ -99,6 +100,11 @@ class Data2Vec(Objective):
     def after_step(self, extras: list[dict[str, Tensor]], progress: Progress) -> None:
         self.teacher.follow(self.backbone, progress=progress)
 
+    def seen(self, views: Batch) -> list[Seen]:
+        """The first of the masks."""
+        cut = masking.drop(views[0].repeat(1), self.mask, self.backbone.modality)
+        return [Seen(cut.index, cut.valid)]
+
     def averaged(self) -> Backbone:
         return self.teacher[0]
 
@@ -170,6 +176,14 @@ class IJEPA(Objective):
 
     def after_step(self, extras: list[dict[str, Tensor]], progress: Progress) -> None:
         self.teacher.follow(self.backbone, progress=progress)
+
+    def seen(self, views: Batch) -> list[Seen]:
+        """All that the context lacks: the blocks, and what was left out beside them."""
+        view, modality = views[0], self.backbone.modality
+        made = masking.boxes(view, self.share, self.blocks, modality.droppable(view), modality.stay)
+        context = Seen(made.kept_index, made.kept_valid).hidden(view)
+        index = torch.arange(context.shape[1], device=context.device).expand_as(context)
+        return [Seen(index, ~context)]
 
     def averaged(self) -> Backbone:
         return self.teacher[0]

@@ -9,6 +9,7 @@ from torch import Tensor
 from triptych.encoders.backbone import Backbone, Encoded, pool, pool_pieces
 from triptych.modalities.base import Modality
 from triptych.modalities.domains import Scale
+from triptych.modalities.exhibit import Seen
 from triptych.modalities.view import View, ViewSpec
 from triptych.objectives import collectives, masking
 from triptych.objectives.base import Batch, Objective
@@ -54,11 +55,9 @@ class MAE(Objective):
         self.predict = backbone.embedding.head(decoder.width)
 
     def forward(self, views: Batch) -> dict[str, Tensor]:
-        view, modality = views[0], self.backbone.modality
-        kept, dropped, _, valid = masking.drop(view, self.mask, modality)
-        encoded = self.backbone.encode(kept)
-        seen = self.leads_alone(encoded, kept) if self.bottleneck else (encoded, kept)
-        guess = self.predict(self.decoder(*seen, dropped))
+        modality = self.backbone.modality
+        kept, dropped, _, valid = cut = masking.drop(views[0], self.mask, modality)
+        encoded, guess = self.guess(cut)
         target = masking.predictable(dropped, valid, modality)
         features = pool(encoded, kept, "leads" if self.bottleneck else "pieces")
         return {"loss": mean_error(modality, guess, dropped, target), "features": features.detach()}
@@ -67,6 +66,15 @@ class MAE(Objective):
         """What was encoded, without its pieces."""
         nothing = encoded.pieces.new_zeros(len(encoded.pieces), 0, dtype=torch.long)
         return encoded._replace(pieces=encoded.pieces[:, :0]), kept.keep(nothing)
+
+    def guess(self, cut: masking.Dropped) -> tuple[Encoded, Tensor]:
+        encoded = self.backbone.encode(cut.kept)
+        known = self.leads_alone(encoded, cut.kept) if self.bottleneck else (encoded, cut.kept)
+        return encoded, self.predict(self.decoder(*known, cut.dropped))
+
+    def seen(self, views: Batch) -> list[Seen]:
+        cut = masking.drop(views[0], self.mask, self.backbone.modality)
+        return [Seen(cut.index, cut.valid, self.guess(cut)[1])]
 
 
 class Masked(Objective):
@@ -96,16 +104,25 @@ class Masked(Objective):
 
     def forward(self, views: Batch) -> dict[str, Tensor]:
         view, modality = views[0], self.backbone.modality
+        chosen, encoded, (index, valid, guess) = self.guess(view)
+        target = view.replace(secret=modality.secret(view, chosen)).keep(index)
+        return {
+            "loss": mean_error(modality, guess, target, valid),
+            "features": pool_pieces(encoded, view).detach(),
+        }
+
+    def guess(self, view: View) -> tuple[Tensor, Encoded, Seen]:
+        """Which pieces were chosen, `[r n]`, what the encoder made of the others, and what is guessed."""
+        modality = self.backbone.modality
         chosen = masking.hide(view, self.mask.ratio, self.mask.kind, self.mask.block, modality.hideable(view))
         data, hide = modality.corrupt(view.data, chosen, masking.random(view, self.mask.block))
         encoded = self.backbone.encode(view.replace(data=data), hide)
         index, valid = masking.hidden_index(view, chosen, self.mask.ratio)
         hidden = view.replace(data=encoded.pieces).keep(index).data
-        target = view.replace(secret=modality.secret(view, chosen)).keep(index)
-        return {
-            "loss": mean_error(modality, self.head(hidden), target, valid),
-            "features": pool_pieces(encoded, view).detach(),
-        }
+        return chosen, encoded, Seen(index, valid, self.head(hidden))
+
+    def seen(self, views: Batch) -> list[Seen]:
+        return [self.guess(views[0])[2]]
 
 
 def mean_error(modality: Modality, guess: Float[Tensor, "r h *g"], target: View, valid: Bool[Tensor, "r h"] | None):

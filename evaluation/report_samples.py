@@ -1,0 +1,304 @@
+"""The parts of a run's page that take its encoder and its data: what was seen, neighbours, a map, colours of pieces."""
+
+import io
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from triptych.encoders.backbone import Backbone
+from triptych.evaluation.features import extract
+from triptych.evaluation.report_page import MARKERS, OKABE_ITO, Section, data_url, drawn, words
+from triptych.modalities import EVALUATION, BadSample, View
+from triptych.modalities.exhibit import Exhibit, Seen
+from triptych.training.loader import Samples, held_out
+from triptych.training.sources import Rows
+
+SEEN, ASKED, NEAR = 6, 12, 5  # samples whose views are shown; whose neighbours are; neighbours
+LEAST, MOST, SECONDS = 64, 400, 30.0  # samples of the map, as many as are encoded in so long
+SIDE, LARGE, PLAYED = (
+    40,
+    224,
+    5.0,
+)  # pixels of a small picture, of a large one at most; seconds of sound that are played
+GREY = 127  # where something was hidden
+
+
+def sections(objective, rows: Rows, fraction: float) -> list[Section]:
+    """All of these parts, in the order of the page. One that fails says so in its place."""
+    backbone = objective.backbone
+    made = [part("What the objective saw", lambda: seen(objective, rows, fraction))]
+    try:
+        features = encoded(backbone, rows)
+    except (ValueError, RuntimeError) as error:
+        return [*made, Section("Neighbours and map", f"<p>could not be made: {words(error)}</p>")]
+    return [
+        *made,
+        part("Nearest neighbours", lambda: nearest(*features)),
+        part("Map of the features", lambda: spread(*features)),
+        part("Pieces by their features", lambda: pieces(backbone, rows)),
+    ]
+
+
+def part(title: str, make: Callable[[], tuple[str, str]]) -> Section:
+    try:
+        body, note = make()
+        return Section(title, body, note)
+    except Exception as error:  # the others are worth having
+        return Section(title, f"<p>could not be made: {words(type(error).__name__)}: {words(error)}</p>")
+
+
+def some(count: int, most: int, first: np.ndarray | None = None) -> np.ndarray:
+    """Row numbers of at most so many rows, the same every time; those in `first` before others."""
+    order = np.random.RandomState(0).permutation(count)
+    if first is not None:
+        order = np.concatenate([order[np.isin(order, first)], order[~np.isin(order, first)]])
+    return order[:most]
+
+
+@torch.no_grad()
+def seen(objective, rows: Rows, fraction: float) -> tuple[str, str]:
+    """Each view of some samples: as it is, without what was hidden, with what was guessed there."""
+    modality, (_, held) = objective.backbone.modality, held_out(len(rows), fraction)
+    index = some(len(rows), 4 * SEEN, held)
+    samples = modality.samples(rows.table.select(index), rows.column).select_columns([rows.column])
+    feed = Samples(samples, rows.column, modality, objective.views, 0, len(samples), index)
+    views = feed.__getitems__([(0, i) for i in range(min(SEEN, len(samples)))])["views"]
+    prepared = [modality.prepare(view) for view in views]
+    lines: list[tuple[str, list[str]]] = []
+    for number, (view, made, found) in enumerate(zip(views, prepared, objective.seen(prepared), strict=True), 1):
+        name = "original" if len(views) == 1 else f"view {number}"
+        lines.append((name, [shown(one) for one in modality.exhibit(view)]))
+        if found.index is not None:
+            lines.append(("what is left of it", [shown(one) for one in modality.exhibit(made, Seen(*found[:2]))]))
+        if found.guess is not None:
+            lines.append(("with what is guessed", [shown(one) for one in modality.exhibit(made, found)]))
+    where = "that were held out of training" if len(held) >= SEEN else "of the data"
+    note = f"{SEEN} samples {where}, as the objective asks for them. A column is a sample."
+    return sample_table(lines), note
+
+
+def sample_table(lines: list[tuple[str, list[str]]]) -> str:
+    rows = "".join(
+        f"<tr><th scope=row>{words(name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        for name, cells in lines
+    )
+    return f'<div class="scroll samples" tabindex="0" role="region" aria-label="samples"><table>{rows}</table></div>'
+
+
+def shown(one: Exhibit, label: str = "") -> str:
+    """A sample as HTML: its picture, its player, its words."""
+    made = ""
+    if one.picture is not None:
+        pixels = painted(one.picture)
+        long = " long" if one.picture.ndim == 2 else ""
+        made += f'<img class="small{long}" alt="{words(label or "sample")}" src="{encoded_picture(pixels)}">'
+    if one.sound is not None:
+        made += f'<audio controls preload="none" src="{encoded_sound(*one.sound)}"></audio>'
+    if one.words is not None:
+        made += f'<div class="text">{"".join(map(said, one.words))}</div>'
+    return made + (f"<div>{words(label)}</div>" if label else "")
+
+
+def said(word) -> str:
+    if not word.hidden:
+        return words(word.text)
+    if word.guess is None:
+        return '<mark class="gap" title="hidden">&nbsp;&nbsp;&nbsp;</mark>'
+    if word.guess == word.text:
+        return f'<mark class="right" title="guessed right">{words(word.guess)}</mark>'
+    return f'<mark class="wrong" title="guessed wrong">{words(word.guess)}<s>{words(word.text)}</s></mark>'
+
+
+def painted(picture: np.ndarray) -> np.ndarray:
+    """Values in 0 to 1 -> colours in bytes; a quantity by a map that the colour-blind read, what is hidden grey."""
+    hidden = np.isnan(picture) if picture.ndim == 2 else np.isnan(picture).any(-1)
+    if picture.ndim == 2:
+        from matplotlib import colormaps
+
+        picture = colormaps["cividis"](np.nan_to_num(picture))[..., :3]
+    made = np.rint(np.nan_to_num(picture) * 255).astype(np.uint8)
+    made[hidden] = GREY
+    return made
+
+
+def encoded_picture(pixels: np.ndarray) -> str:
+    """A small picture as it is, a large one shrunk and as JPEG."""
+    from PIL import Image as pillow
+
+    picture, file = pillow.fromarray(pixels), io.BytesIO()
+    if max(picture.size) > 2 * LARGE:
+        picture.thumbnail((2 * LARGE, LARGE))
+    if picture.width * picture.height <= 4096:
+        picture.save(file, "PNG")
+        return data_url("image/png", file.getvalue())
+    picture.save(file, "JPEG", quality=82)
+    return data_url("image/jpeg", file.getvalue())
+
+
+def encoded_sound(wave: np.ndarray, rate: int, seconds: float = PLAYED) -> str:
+    import soundfile
+
+    wave, file = np.asarray(wave[: round(seconds * rate)], dtype=np.float64), io.BytesIO()
+    wave = wave / max(1e-9, np.abs(wave).max()) * 0.9
+    soundfile.write(file, wave, rate, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.8)
+    return data_url("audio/mpeg", file.getvalue())
+
+
+def evaluation(modality, cell: Any) -> View | None:
+    """The evaluation view of a cell, as a batch of one; None if it cannot be used."""
+    try:
+        return modality.collate([modality.view(modality.read(cell), EVALUATION, 0)], torch.zeros(1, dtype=torch.long))
+    except BadSample:
+        return None
+
+
+def encoded(backbone: Backbone, rows: Rows):
+    """Unit vectors `[n d]` of as many rows as time allows, what they look like, and their labels."""
+    index = some(len(rows), MOST)
+    began = time.monotonic()
+    parts = [extract(backbone, rows.select(index[:LEAST]), workers=0)]
+    each = (time.monotonic() - began) / min(LEAST, len(index))
+    more = index[LEAST : max(LEAST, min(len(index), int(SECONDS / max(each, 1e-6))))]
+    row = index[:LEAST][parts[0].row]
+    if len(more):
+        parts.append(extract(backbone, rows.select(more), workers=0))
+        row = np.concatenate([row, more[parts[1].row]])
+    x = np.concatenate([part.x["native"] for part in parts])
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    views = [evaluation(backbone.modality, rows.table[int(i)][rows.column]) for i in row]
+    keep = [n for n, view in enumerate(views) if view is not None and np.isfinite(x[n]).all()]
+    with torch.no_grad():
+        looks = [backbone.modality.exhibit(views[n])[0] for n in keep]
+    return x[keep], looks, labels_of(rows, row[keep])
+
+
+def labels_of(rows: Rows, index: np.ndarray) -> list[str]:
+    """Words for the labels of rows; empty where there are none."""
+    if rows.label is None:
+        return [""] * len(index)
+    feature = rows.table.features[rows.label]
+    values = [rows.table[int(i)][rows.label] for i in index]
+    names = getattr(feature, "names", None)
+    return [str(names[v]) if names and isinstance(v, int) and v >= 0 else str(v) for v in values]
+
+
+def spread_over(labels: list[str], count: int) -> list[int]:
+    """Numbers of so many samples, of as many classes as there are."""
+    rank: dict[str, int] = {}
+    turn = []
+    for label in labels:
+        turn.append(rank.get(label, 0))
+        rank[label] = turn[-1] + 1
+    return sorted(sorted(range(len(labels)), key=lambda i: (turn[i], i))[:count])
+
+
+def nearest(x: np.ndarray, looks: list[Exhibit], labels: list[str]) -> tuple[str, str]:
+    """A dozen samples, and beside each those whose vectors are nearest by cosine."""
+    cosine = x @ x.T
+    np.fill_diagonal(cosine, -2)
+    lines, right, asked = [], 0, 0
+    for i in spread_over(labels, ASKED):
+        near = np.argsort(-cosine[i])[: min(NEAR, len(x) - 1)]
+        cells = [brief(looks[i], labels[i])]
+        cells += [brief(looks[j], f"{cosine[i, j]:.3f} {labels[j]}") for j in near]
+        right, asked = right + sum(labels[i] == labels[j] for j in near), asked + len(near)
+        lines.append((f"{len(lines) + 1}", cells))
+    note = f"The first of a row is asked for; the others are its nearest of {len(x)} samples, with their cosine."
+    if any(labels):
+        every = np.asarray(labels)
+        chance = sum((every == label).mean() ** 2 for label in set(labels))
+        note += f" {right} of {asked} have its label; by chance it would be {chance * asked:.0f}."
+    return sample_table(lines), note
+
+
+def brief(one: Exhibit, label: str) -> str:
+    """A sample in little room: some seconds of sound, the head of a text."""
+    if one.words is not None:
+        text = "".join(word.text for word in one.words)
+        return f'<div class="text">{words(text[:120])}{" …" if len(text) > 120 else ""}</div><div>{words(label)}</div>'
+    sound = None if one.sound is None else (one.sound[0][: round(2 * one.sound[1])], one.sound[1])
+    return shown(Exhibit(one.picture, sound), label)
+
+
+def spread(x: np.ndarray, looks: list[Exhibit], labels: list[str]) -> tuple[str, str]:
+    """The two directions in which the vectors differ most, with a picture or the words at each point."""
+    centred = x - x.mean(0)
+    _, values, directions = np.linalg.svd(centred, full_matrices=False)
+    place = centred @ directions[:2].T
+    share = (values[:2] ** 2).sum() / max(1e-12, (values**2).sum())
+    common = sorted(set(labels), key=lambda label: (-labels.count(label), label))[: len(OKABE_ITO)]
+    pictured = looks[0].picture is not None
+
+    def draw(axes):
+        for number, label in enumerate(common + [None] * (len(set(labels)) > len(common))):
+            here = [i for i, found in enumerate(labels) if found == label or label is None and found not in common]
+            colour = "#999999" if label is None else OKABE_ITO[number]
+            style = {"s": 16, "color": colour, "marker": "x" if label is None else MARKERS[number], "linewidths": 0.8}
+            axes.scatter(*place[here].T, label="others" if label is None else label[:24], **style)
+        if any(labels):
+            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.tick_params(labelbottom=False, labelleft=False)
+        names = [label or f"sample {i + 1}" for i, label in enumerate(labels)]
+        if pictured:
+            return [(*place[i], name, i) for i, name in enumerate(names)]
+        texts = ["".join(word.text for word in one.words or ())[:80] for one in looks]
+        return [(*place[i], f"{name}: {text}") for i, (name, text) in enumerate(zip(names, texts, strict=True))]
+
+    figure = drawn("the features' two main directions", draw, (8.2, 4.6))
+    if not pictured:
+        return f'<div class="wide">{figure.html()}</div>', map_note(len(x), share)
+    across = math.ceil(math.sqrt(len(looks)))
+    rule = f"<style>.sheet{{background-image:url({sheet(looks, across)})}}</style>"
+    attribute = f' data-sheet=\'{{"side":{SIDE},"across":{across}}}\''
+    return rule + f'<div class="wide">{figure.html(attribute)}</div>', map_note(len(x), share)
+
+
+def map_note(count: int, share: float) -> str:
+    return f"Of {count} samples, on PCA of their unit vectors; these two hold {share:.0%} of their variance."
+
+
+def sheet(looks: list[Exhibit], across: int) -> str:
+    """Small pictures of all samples on one."""
+    from PIL import Image as pillow
+
+    made = pillow.new("RGB", (across * SIDE, math.ceil(len(looks) / across) * SIDE))
+    for number, one in enumerate(looks):
+        small = pillow.fromarray(painted(one.picture)).resize((SIDE, SIDE), pillow.Resampling.BILINEAR)
+        made.paste(small, (number % across * SIDE, number // across * SIDE))
+    file = io.BytesIO()
+    made.save(file, "JPEG", quality=75)
+    return data_url("image/jpeg", file.getvalue())
+
+
+@torch.no_grad()
+def pieces(backbone: Backbone, rows: Rows) -> tuple[str, str]:
+    """Pieces in the colours of the three directions in which their tokens differ most, beside the sample."""
+    modality = backbone.modality
+    cells = (rows.table[int(i)][rows.column] for i in some(len(rows), 4 * SEEN))
+    raw = [view for view in (evaluation(modality, cell) for cell in cells) if view is not None][:SEEN]
+    views = [modality.prepare(view) for view in raw]
+    if not views or any(view.grid is None or len(view.grid) != 2 for view in views):
+        return "<p>These samples have no two axes to draw pieces on.</p>", ""
+    tokens = [backbone.encode(view).pieces[0].double().numpy() for view in views]
+    mean = np.concatenate(tokens).mean(0)
+    _, _, directions = np.linalg.svd(np.concatenate(tokens) - mean, full_matrices=False)
+    colours = [(x - mean) @ directions[:3].T for x in tokens]
+    low, high = np.percentile(np.concatenate(colours), (2, 98), axis=0)
+    painted_pieces = []
+    for view, colour in zip(views, colours, strict=True):
+        picture = ((colour - low) / np.maximum(high - low, 1e-9)).clip(0, 1).reshape(*view.grid, -1)
+        picture = picture[::-1] if modality.rising else picture
+        picture = np.pad(picture, ((0, 0), (0, 0), (0, 3 - picture.shape[-1])))
+        painted_pieces.append(picture)
+    looks = [modality.exhibit(view)[0] for view in raw]
+    lines = [("sample", [shown(Exhibit(one.picture)) for one in looks])]
+    kind = "small long" if looks[0].picture.ndim == 2 else "small"
+    urls = [encoded_picture(np.rint(p * 255).astype(np.uint8)) for p in painted_pieces]
+    colours = (f'<img class="{kind}" alt="pieces" src="{url}">' for url in urls)
+    lines.append(("its pieces", list(colours)))
+    note = "Red, green and blue are the three main directions of the encoder's tokens: like colours, like features."
+    return sample_table(lines), note
