@@ -190,12 +190,12 @@ class Grid(Modality):
     def numbers(self, view: View) -> Float[Tensor, "r n p"]:
         return view.data
 
-    def uncut(self, view: View) -> Float[Tensor, "r c h w"]:
-        """The values that pieces were cut from; of values that several pieces hold, their mean."""
+    def uncut(self, view: View, weight: Float[Tensor, "r n p"] | None = None) -> Float[Tensor, "r c h w"]:
+        """The values that pieces were cut from; of values that several pieces hold, their mean, by `weight`."""
         extent = tuple((n - 1) * s + t for n, s, t in zip(view.grid, self.stride, self.tile, strict=True))
         fold = partial(F.fold, output_size=extent, kernel_size=self.tile, stride=self.stride)
-        data = view.data.mT
-        return fold(data) / fold(torch.ones_like(data))
+        weight = torch.ones_like(view.data) if weight is None else weight
+        return fold((view.data * weight).mT) / fold(weight.mT)
 
     def check_shown(self, other: "Grid", pieces: bool) -> None:
         if pieces and other.grid != self.grid:
@@ -229,7 +229,7 @@ class Grid(Modality):
 
     def assembled(self, view: View, seen: Seen | None) -> Float[Tensor, "b c h w"]:
         """Values of a prepared view; NaN for those that only hidden pieces hold, or what was guessed of them."""
-        data, (height, width) = view.data.float(), self.tile
+        data = view.data.float()
         weight = torch.ones_like(data)
         if seen is not None and seen.index is not None:
             hidden = seen.hidden(view)
@@ -241,11 +241,7 @@ class Grid(Modality):
                 data[row, piece] = self.as_values(seen.guess[row, at].float(), view.data[row, piece].float())
                 # Where pieces overlap, what a visible one holds is known, and goes before what is guessed.
                 weight[row, piece] = 1e-6
-        down, across = ((g - 1) * s + t for g, s, t in zip(view.grid, self.stride, self.tile, strict=True))
-        total, count = (
-            F.fold(x.mT, (down, across), (height, width), stride=self.stride) for x in (data * weight, weight)
-        )
-        return total / count
+        return self.uncut(view.replace(data=data), weight)
 
     def as_values(self, guess: Float[Tensor, "h p"], data: Float[Tensor, "h p"]) -> Float[Tensor, "h p"]:
         """What `error` compares -> values of pieces; a normalised guess gets its own piece's mean and deviation."""
