@@ -64,3 +64,10 @@ def test_a_script_prints_its_figures(name, tmp_path):
     command = [sys.executable, *(part.replace("{texts}", str(texts)) for part in SCRIPTS[name])]
     done = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True)
     assert done.returncode == 0 and any(c.isdigit() for c in done.stdout), done.stderr[-2000:]
+
+
+def test_the_page_of_objectives_is_made_of_their_words():
+    import objectives_page
+
+    assert objectives_page.PAGE.read_text() == objectives_page.page(), "python tests/objectives_page.py"
+    assert all(cls.cost and cls.collapse and cls.choose for cls in objectives_page.OBJECTIVES.values())
