@@ -71,6 +71,8 @@ def main(modality: str = "image", work: Path = ROOT / "runs", start: str | None 
         folders = {"pretrained": exported, "from scratch": untrained}
     judge(modality, config["data"], folders, tune=not start)
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes in all; the exported model is {exported}")
+    if (run / "report.html").is_file():
+        print(f"what it learned, to look at: {run / 'report.html'}")
 
 
 def folder_of(package: str, inner: str, extra: str) -> Path:

@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import support
+import yaml
 
 from triptych.evaluation import report, report_page
 from triptych.train import pretrain
@@ -68,7 +70,13 @@ def test_a_page_holds_all_and_needs_nothing(runs, modality):
     titles = {title for part in (report.TRAINING, report.FEATURES) for title, *_ in part}
     assert titles <= set(page.captions)
     assert any(caption.startswith("spectrum") for caption in page.captions)
-    assert {"Training", "Features", "Data", "Environment"} <= set(page.heads)
+    saw = ["What the objective saw", "Nearest neighbours", "Map of the features", "Pieces by their features"]
+    assert page.heads == ["Training", "Features", *saw, "Data", "Environment"]
+    assert "could not be made" not in text and "40 rows of" in text
+    for row in ("original", "what is left of it", "with what is guessed"):
+        assert f"<th scope=row>{row}</th>" in text
+    assert ("<img" in text) == ("<mark" not in text) == (modality != "text")
+    assert ("<audio" in text) == (modality == "audio")
     assert "Finished: 6 of 6 steps" in text and ("not collapsed" in text or "NARROW" in text or "COLLAPSED" in text)
     assert (runs[modality] / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -94,13 +102,17 @@ def test_runs_side_by_side(runs, tmp_path, monkeypatch, capsys):
 
 def test_what_is_said_of_a_run_that_is_ill(runs, tmp_path):
     folder = shutil.copytree(runs["image"], tmp_path / "ill")
+    data = Path(yaml.safe_load((folder / "config.yaml").read_text())["data"]["name"])
     lines = support.metrics(folder)
     lines[-1] |= {"feature_deviation": 0.001, "rankme": 1.0, "rankme_share": 0.03, "mean_cosine": 1.0, "data_wait": 0.5}
     lines[-1] |= {"probe_linear": 40.0, "probe_linear_gain": -3.0, "loss": float("nan"), "code_use": 0.5}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(f) + "\n" for f in lines) + '{"step": 7, "lo')
     bad = {"source": "a<b>.png", "row": 3, "reason": "no & such"}
     (folder / "bad_samples.jsonl").write_text(json.dumps(bad) + "\n")
+    aside = data.rename(data.with_name("moved"))
     text = report.write(folder).read_text()
+    aside.rename(data)
+    assert "could not be made" in text and "no such" in text
     assert "COLLAPSED" in text and "50% of the time" in text and "-3.0 ± 0.0 points" in text
     assert "a&lt;b&gt;.png" in text and "a<b>" not in text
     assert {"code use", "gain over its start, points"} <= set(Page(text).captions)
@@ -175,5 +187,5 @@ def test_it_is_alive_in_a_browser(runs, tmp_path, modality):
     assert found["wide"] <= 0  # a phone need not scroll sideways
     assert all(said.strip() for said in found["hover"])
     first, second, back = found["keys"]
+    assert len(found["sounds"]) == 3 * (modality == "audio") and all(seconds > 0.1 for seconds in found["sounds"])
     assert first.startswith("step ") and second.startswith("step ") and first != second and back == first
-    return found
