@@ -144,12 +144,12 @@ def upload(folder: Path, repository: str, private: bool) -> None:
     print(f"pushed to {repository}")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, program: str = "export.py") -> None:
     from jsonargparse import auto_cli
 
-    with one_line_exit("export.py"):
+    with one_line_exit(program):
         argv = with_values(at_home(sys.argv[1:] if argv is None else argv), ["private", "keep_heads"])
-        auto_cli(export, args=argv, as_positional=True, exit_on_error=False)
+        auto_cli(export, args=argv, as_positional=True, exit_on_error=False, prog=program)
 
 
 if __name__ == "__main__":

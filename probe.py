@@ -35,7 +35,8 @@ def probe(
 
     Args:
         run: folder of the run, or of one of its checkpoints.
-        data: data with labels. Default: what the run was trained on.
+        data: data with labels. Default: what the run was trained on. From Python also a `datasets.Dataset`, one a
+            split, or a dictionary of columns: the samples', named after the modality, and `label`.
         column: column of samples. Default: the run's own, where the data has it, or the one of the modality's type.
         label_column: column of labels. Default: `label`, or the one class label.
         train_split: split whose labels the probe learns from.
@@ -60,6 +61,8 @@ def probe(
     from triptych.evaluation.load import from_run, published
     from triptych.evaluation.probes import PROBES, over_draws, score
     from triptych.training.engine import pick_device
+    from triptych.training.memory import held
+    from triptych.training.sources import known_column
 
     if draws < 3:
         raise UserError(f"draws {draws}: with fewer than 3 there is no telling luck from gain")
@@ -71,13 +74,13 @@ def probe(
     config, objective, checkpoint = from_run(run)
     modality = objective.backbone.modality
     place = pick_device(dataclasses.replace(config.run, device=device))
-    if data:
-        config.data = dataclasses.replace(
-            config.data, name=data, subset=None, revision=None, column=known_column(data, config, modality, train_split)
-        )
-    given = {"column": column, "label_column": label_column}
-    config.data = dataclasses.replace(config.data, **{k: v for k, v in given.items() if v is not None})
-    train, test, words = splits(config.data, modality, train_split, test_split, most)
+    with held(config.data.name if data is None else data, modality) as name:
+        if data is not None:
+            known = known_column(name, config.data, modality, train_split)
+            config.data = dataclasses.replace(config.data, name=name, subset=None, revision=None, column=known)
+        given = {"column": column, "label_column": label_column}
+        config.data = dataclasses.replace(config.data, **{k: v for k, v in given.items() if v is not None})
+        train, test, words = splits(config.data, modality, train_split, test_split, most)
     classes, (y, test_y) = number(words, train.label)
 
     fresh = config.build_modality()
@@ -123,20 +126,6 @@ def probe(
     show(rows)
     (Path(run) / "probe.json").write_text(json.dumps(rows, indent=1))
     return rows
-
-
-def known_column(name: str, config, modality, split: str) -> str | None:
-    """The run's own column, where another source has it."""
-    import dataclasses
-
-    from triptych.training.sources import find, split_called
-
-    if config.data.column is None:
-        return None
-    source = find(dataclasses.replace(config.data, name=name, subset=None, revision=None), modality)
-    found = split_called(split, list(source.read))
-    has = found is not None and config.data.column in source.read[found]().column_names
-    return config.data.column if has else None
 
 
 def report_lost(split: str, count: int, found) -> None:
@@ -222,12 +211,12 @@ def listed(argv: list[str]) -> list[str]:
     ).split("\n")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, program: str = "probe.py") -> None:
     from jsonargparse import auto_cli
 
-    with one_line_exit("probe.py"):
+    with one_line_exit(program):
         argv = listed(at_home(sys.argv[1:] if argv is None else argv))
-        auto_cli(probe, args=argv, as_positional=True, exit_on_error=False)
+        auto_cli(probe, args=argv, as_positional=True, exit_on_error=False, prog=program)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 from triptych.training.command_line import from_command_line, read
@@ -19,9 +19,10 @@ from triptych.training.ranks import Team, announce
 from triptych.training.settings import Config
 
 
-def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, Any]:
+def pretrain(config: Config | dict[str, Any] | str | os.PathLike, data: Any = None) -> dict[str, Any]:
     """Run a configuration: a `Config`, a dictionary of options, or a YAML file. Returns the last figures.
 
+    `data`: samples in memory, or a `datasets.Dataset`, as `embed` takes them, in the place of the configuration's.
     An interrupted run continues from its newest whole checkpoint; a finished one is left alone.
 
     Raises:
@@ -33,7 +34,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
     from triptych.encoders import native
     from triptych.evaluation.online import watch
     from triptych.evaluation.report import reporting
-    from triptych.training import engine, log, starts
+    from triptych.training import engine, log, memory, starts
     from triptych.training.continuing import restrain
     from triptych.training.loader import divided_once
     from triptych.training.loop import Loop
@@ -49,6 +50,8 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
         device, team = engine.start(config.run), Team()
         team.agree(config.shared(), "start all ranks with the same options")
         team.each(lambda: log.check(config.run))
+        if data is not None:
+            config.data.name = memory.name_of(data)
         # The first rank decides whose the folder is and where the run goes on; the others are told.
         folder, start = RunFolder(config.run.output_dir), None
         team.first(lambda: held.enter_context(folder) and None)
@@ -63,6 +66,8 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike) -> dict[str, A
             if note:
                 print_once(f"init_from, changed: {note}")
         modality = config.build_modality()
+        if data is not None:
+            config.data.name = held.enter_context(memory.held(data, modality))
         rows = team.each(lambda: load(config.data, modality), turns=True)
 
         def prepare(to: str) -> None:
@@ -106,28 +111,29 @@ def show(config: Config | dict[str, Any] | str | os.PathLike) -> None:
         sources.show(config.data, config.build_modality())
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, program: str = "train.py") -> None:
     """The command line. A mistake of the user's is one line and exit code 1, not a traceback."""
     argv = sys.argv[1:] if argv is None else argv
     argv = [a for a in argv if not a.startswith("--local_rank")]  # the deepspeed launcher adds it
-    config = from_command_line(argv)
+    config = from_command_line(argv, program)
     try:
-        with one_line_exit("train.py"):
+        with one_line_exit(program):
             announce(os.environ)
             show(config) if "--show" in argv else pretrain(config)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             there = any(Path(config.run.output_dir).glob("checkpoint-*"))
             then = "continues from the newest checkpoint" if there else "starts anew: nothing was saved yet"
-            print(f"train.py: interrupted; the same command {then}", file=sys.stderr)
+            print(f"{program}: interrupted; the same command {then}", file=sys.stderr)
         sys.exit(130)
 
 
-if __name__ == "__main__":
+def script(argv: list[str] | None = None, program: str = "train.py") -> NoReturn:
+    """The command line as a whole process, which it ends."""
     code: Any = 0
     try:
         with printed_once():
-            main()
+            main(argv, program)
     except SystemExit as ended:
         code = ended.code
         if isinstance(code, str):
@@ -138,3 +144,7 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code or 0)
+
+
+if __name__ == "__main__":
+    script()

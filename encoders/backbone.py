@@ -76,6 +76,12 @@ class Backbone(nn.Module):
         layers = self.encoder(*self.tokens(view), samples=samples, branches=True)
         return [self.split(tokens, view).pieces for tokens in layers]
 
+    def layers(self, view: View) -> list[Encoded]:
+        """What `encode` gives, of the embedding's output and then of each block's, the last through the last norm."""
+        samples = None if view.samples is None else view.samples.shape[1]
+        layers = self.encoder(*self.tokens(view), samples=samples, every_layer=True)
+        return [self.split(tokens, view) for tokens in layers]
+
     def split(self, tokens: Float[Tensor, "r m d"], view: View) -> Encoded:
         """Take encoded tokens apart again into leads and pieces."""
         samples = 1 if view.segment is None else view.samples.shape[1]
@@ -113,6 +119,15 @@ def pool_pieces(encoded: Encoded, view: View) -> Float[Tensor, "b d"]:
         return encoded.pieces.mean(1)
     total, count = sum_by_segment(encoded.pieces, view)
     return total / count.clamp(min=1)[:, None]
+
+
+def apart(encoded: Encoded, view: View) -> list[Float[Tensor, "n d"]]:
+    """The pieces of each sample, in batch order and in their own."""
+    if view.segment is None:
+        return list(encoded.pieces)
+    segment = view.segment.flatten()
+    count = segment.bincount(minlength=len(view) + 1).tolist()
+    return list(encoded.pieces.flatten(0, 1)[segment.argsort(stable=True)].split(count))[1:]
 
 
 def pooled(backbone: Backbone, views: list[View]) -> Float[Tensor, "v b e"]:

@@ -1,20 +1,22 @@
-"""Frozen features of rows, from their evaluation views, by both poolings."""
+"""Frozen features of rows, from their evaluation views: vectors by pooling, or each piece's, of one layer or of all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from triptych.encoders.backbone import Backbone
-from triptych.modalities import BadSample
+from triptych.encoders.backbone import Backbone, Pooling, apart, pool
+from triptych.modalities import BadSample, View
 from triptych.training.loader import as_it_is, name_of
 from triptych.training.sources import Rows
 
 POOLINGS = ("native", "mean")
 READ = 32  # rows that are taken from the table at once
+
+Bad = dict[int, tuple[str, str]]  # (name, reason) by row
 
 
 class Features(NamedTuple):
@@ -22,7 +24,7 @@ class Features(NamedTuple):
 
     x: dict[str, np.ndarray]
     row: np.ndarray
-    bad: dict[int, tuple[str, str]]  # (name, reason)
+    bad: Bad
 
 
 @torch.no_grad()
@@ -36,6 +38,67 @@ def extract(
     """Features by pooling: `native` is what the native head reads, `mean` that of all pieces.
 
     A row that is several samples (a long text) or longer than the window (a long sound) gets the mean of all of them.
+    `workers`: see `views`.
+    """
+    total: dict[str, np.ndarray] = {}
+    count, bad = np.zeros(len(rows)), {}
+    for view, row, _ in views(backbone, rows, bad, batch, workers, device):
+        np.add.at(count, row, 1)
+        pooled = backbone(view, (backbone.pooling, "pieces"))
+        for pooling, vectors in zip(POOLINGS, pooled, strict=True):
+            vectors = vectors.double().cpu().numpy()
+            sums = total.setdefault(pooling, np.zeros((len(rows), vectors.shape[1])))
+            np.add.at(sums, row, vectors)
+    count[list(bad)] = 0  # a file that breaks off in its middle is left out whole
+    good = np.flatnonzero(count)
+    x = {pooling: (sums[good] / count[good, None]).astype(np.float32) for pooling, sums in total.items()}
+    return Features(x, good, bad)
+
+
+@torch.no_grad()
+def vectors(
+    backbone: Backbone,
+    rows: Rows,
+    pooling: Pooling | None = None,
+    every_layer: bool = False,
+    batch: int = 64,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
+    seen: Callable[[int], None] = lambda row: None,
+) -> tuple[dict[int, np.ndarray], Bad]:
+    """By row: vectors `[l d]` by a pooling, or, without one, those of all pieces, `[l n d]`; and the rows without.
+
+    There is one layer, the last, or all: the embedding and each block. A row of several samples has the mean of their
+    vectors, as `extract` has it, or all of their pieces, one sample after another. `seen` is told rows that are begun.
+    """
+    parts: dict[int, list[tuple[int, np.ndarray]]] = {}
+    total, count, bad = {}, np.zeros(len(rows), dtype=np.int64), {}
+    for view, row, sample in views(backbone, rows, bad, batch, workers, device):
+        layers = backbone.layers(view) if every_layer else [backbone.encode(view)]
+        if pooling is None:
+            made = zip(*(apart(layer, view) for layer in layers), strict=True)
+            for i, number, pieces in zip(row.tolist(), sample, made, strict=True):
+                parts.setdefault(i, []).append((number, torch.stack(pieces).float().cpu().numpy()))
+        else:
+            made = torch.stack([pool(layer, view, pooling) for layer in layers], 1).double().cpu().numpy()
+            for i, vector in zip(row.tolist(), made, strict=True):
+                total[i] = total.get(i, 0) + vector
+                count[i] += 1
+        seen(int(row.max()) + 1)
+    if pooling is None:
+        # Several workers' samples come mixed; those of one sample in their order.
+        ordered = {i: sorted(some, key=lambda part: part[0]) for i, some in parts.items()}
+        found = {i: np.concatenate([pieces for _, pieces in some], axis=1) for i, some in ordered.items()}
+    else:
+        found = {i: (vector / count[i]).astype(np.float32) for i, vector in total.items()}
+    return {i: found[i] for i in sorted(found) if i not in bad}, bad
+
+
+def views(
+    backbone: Backbone, rows: Rows, bad: Bad, batch: int, workers: int | None, device: torch.device | str
+) -> Iterator[tuple[View, np.ndarray, np.ndarray]]:
+    """Evaluation views of all samples, on the device; the row and the number of each. Unusable rows go into `bad`.
+
     `workers`: processes that read. Default: none on a CPU, which they would share; else one a core, and at most 8.
     """
     backbone, device = backbone.to(device).eval(), torch.device(device)
@@ -52,24 +115,10 @@ def extract(
         multiprocessing_context="fork" if workers else None,
         pin_memory=device.type == "cuda",
     )
-    total: dict[str, np.ndarray] = {}
-    count, bad = np.zeros(len(rows)), {}
     for made in feed:
         bad |= {int(owner[i]): why for i, why in made["bad"].items()}
-        if "view" not in made:
-            continue
-        view = modality.prepare(made["view"].to(device))
-        row = owner[made["sample"]]
-        np.add.at(count, row, 1)
-        pooled = backbone(view, (backbone.pooling, "pieces"))
-        for pooling, vectors in zip(POOLINGS, pooled, strict=True):
-            vectors = vectors.double().cpu().numpy()
-            sums = total.setdefault(pooling, np.zeros((len(rows), vectors.shape[1])))
-            np.add.at(sums, row, vectors)
-    count[list(bad)] = 0  # a file that breaks off in its middle is left out whole
-    good = np.flatnonzero(count)
-    x = {pooling: (sums[good] / count[good, None]).astype(np.float32) for pooling, sums in total.items()}
-    return Features(x, good, bad)
+        if "view" in made:
+            yield modality.prepare(made["view"].to(device)), owner[made["sample"]], made["sample"]
 
 
 class Parts(IterableDataset):

@@ -1,16 +1,20 @@
-"""A finished run's objective, from its newest whole checkpoint."""
+"""Encoders to look at: a run's, from its newest whole checkpoint, or a published one."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from triptych.encoders.backbone import Backbone
-from triptych.encoders.native import Native
+from triptych.encoders.native import Native, make, start_from
+from triptych.modalities import MODALITIES, Modality
+from triptych.modalities.domains import build
 from triptych.training import checkpoint
-from triptych.training.command_line import load_yaml, read
+from triptych.training.command_line import load_yaml, modality_of, read
 from triptych.training.continuing import merged
 from triptych.training.errors import UserError, one_line
-from triptych.training.settings import Config
+from triptych.training.settings import Config, Data
 
 
 def from_run(folder: str | Path) -> tuple[Config, object, Path]:
@@ -48,6 +52,44 @@ def backbone_of(objective, weights: str = "student") -> Backbone:
     if teacher is None:
         raise UserError("weights teacher: this objective has none; use student")
     return teacher
+
+
+class Opened(NamedTuple):
+    """An encoder on its way: its modality, whether that was fitted to data, and what builds the backbone after that.
+
+    `data` is what a run was trained on.
+    """
+
+    modality: Modality
+    fitted: bool
+    build: Callable[[], Backbone]
+    data: Data | None = None
+
+
+def opened(source: str | Path, weights: str = "student", revision: str | None = None) -> Opened:
+    """A run's encoder, by its folder or a checkpoint's, or a published one: an export, another folder, or a hub id."""
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        config, objective, _ = from_run(folder)
+        backbone = backbone_of(objective, weights)
+        return Opened(backbone.modality, True, lambda: backbone, config.data)
+    if weights != "student":
+        raise UserError(f"weights {weights}: {source} is no run, and has one encoder; leave it out")
+    name = str(folder) if folder.exists() else str(source)
+    try:
+        kind = modality_of(name)
+        start = start_from(name, kind or next(iter(MODALITIES)), revision)
+        settings = start.modality | start.own
+        modality = build(MODALITIES[kind], {key: v for key, v in settings.items() if v is not None}, "modality.")
+    except ValueError as error:
+        raise UserError(one_line(error).replace("init_from ", "", 1)) from error
+
+    def loaded() -> Backbone:
+        backbone = make(modality, start.family.name, start.pooling, **start.encoder)
+        start.load(backbone)
+        return backbone.eval()
+
+    return Opened(modality, False, loaded)
 
 
 def published(config: Config, checkpoint: Path) -> Backbone | None:

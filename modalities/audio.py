@@ -1,9 +1,11 @@
 """Sound: windows of files in the workers, log-mel filterbanks cut into tiles on the device."""
 
+import io
 import math
+import os
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -192,6 +194,19 @@ class Audio(Grid):
             raise ValueError("modality.mean and modality.std are not known: give both, or compute them by `fit`")
         return self.mean, self.std
 
+    def cell(self, value: Any) -> dict[str, Any]:
+        """Also a wave `[samples]` or `[samples channels]` with its rate: `(wave, rate)`, or a dictionary of these.
+
+        The dictionary is that of `datasets`, `{"array", "sampling_rate"}`.
+        """
+        if isinstance(value, dict) and "array" in value:
+            value = value["array"], value.get("sampling_rate")
+        if isinstance(value, (dict, bytes, bytearray, str, os.PathLike)):
+            return super().cell(value)
+        if not (isinstance(value, tuple) and len(value) == 2):
+            raise ValueError("a sound is a file, or a wave with its rate: (wave, 16000)")
+        return {"bytes": encoded(*value), "path": None}
+
     def read(self, value) -> Clip:
         """`{"bytes", "path"}` or a path -> a clip. No more than one window of it is decoded, now or later."""
         return Clip(bytes_or_path(value), self.window)
@@ -295,6 +310,23 @@ class Audio(Grid):
         band = torch.arange(values.shape[2], device=values.device) / values.shape[2] - low * (1 - wide)
         hit = ((time >= 0) & (time < long))[:, :, None] | ((band >= 0) & (band < wide))[:, None, :]
         return values.masked_fill(hit, 0.0)
+
+
+def encoded(wave: Any, rate: Any) -> bytes:
+    """A wave as a file of the same values."""
+    import soundfile
+
+    wave = np.asarray(wave)
+    if not isinstance(rate, (int, float, np.number)) or not float(rate).is_integer() or rate < 1:
+        raise ValueError(f"the rate of a wave is its samples a second, not {rate!r}")
+    if wave.ndim not in (1, 2) or wave.ndim == 2 and wave.shape[1] > max(64, wave.shape[0]):
+        raise ValueError(f"a wave is an array [samples] or [samples channels], this one is {list(wave.shape)}")
+    kinds = {"int16": "PCM_16", "int32": "PCM_32", "float32": "FLOAT", "float64": "FLOAT"}
+    if wave.dtype.name not in kinds:
+        raise ValueError(f"a wave of {wave.dtype}: give floats, int16 or int32")
+    file = io.BytesIO()
+    soundfile.write(file, wave, int(rate), format="WAV", subtype=kinds[wave.dtype.name])
+    return file.getvalue()
 
 
 def starts(length: int, window: int) -> list[int]:

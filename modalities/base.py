@@ -20,6 +20,10 @@ class BadSample(ValueError):
     """A row that cannot be used. The loader replaces it, counts it and writes its reason to `bad_samples.jsonl`."""
 
 
+class NoSamples(ValueError):
+    """Rows of which none gives a sample."""
+
+
 def bytes_or_path(cell: Any) -> Any:
     """A cell `{"bytes", "path"}` or a path -> bytes, where they are at hand or in an archive, or else the path."""
     if isinstance(cell, dict):
@@ -77,6 +81,20 @@ class Modality:
     def processor(self):
         """The native processor whose output is the evaluation view; None for a modality without a native class."""
         return None
+
+    def cell(self, value: Any) -> Any:
+        """A value in memory, such as an array -> a cell that `read` takes. `ValueError` for what it cannot be.
+
+        By default a file: its path, its bytes, or a dictionary `{"bytes", "path"}`.
+        """
+        if isinstance(value, dict) and {"bytes", "path"} & value.keys():
+            return {"bytes": value.get("bytes"), "path": value.get("path")}
+        if isinstance(value, (bytes, bytearray)):
+            return {"bytes": bytes(value), "path": None}
+        if isinstance(value, (str, os.PathLike)):
+            path = os.fspath(value)
+            return {"bytes": None, "path": path if "://" in path else os.path.abspath(os.path.expanduser(path))}
+        raise ValueError(f"a {type(value).__name__} is no path, no bytes and no dictionary of these")
 
     def read(self, value: Any) -> Any:
         """One cell of the data column -> a decoded sample. Raises `BadSample`."""

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +193,17 @@ class Image(Grid):
             f"{white:g} white in all of them (modality.value_range)"
         )
 
+    def cell(self, value: Any) -> dict[str, Any]:
+        """Also a PIL picture, or an array `[h w]` or `[h w c]`: of bytes, or of one channel of 16 bits or floats."""
+        from PIL import Image as pillow
+
+        if isinstance(value, (dict, bytes, bytearray, str, os.PathLike)):
+            return super().cell(value)
+        picture = value if isinstance(value, pillow.Image) else from_array(np.asarray(value))
+        file, known = io.BytesIO(), picture.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+        picture.save(file, "PNG" if known else "TIFF", exif=picture.getexif(), **{"compress_level": 1} if known else {})
+        return {"bytes": file.getvalue(), "path": None}
+
     def read(self, value):
         """`{"bytes", "path"}`, a path or a PIL picture -> a PIL picture: upright, 8 bits a channel, no transparency.
 
@@ -326,6 +338,22 @@ class Image(Grid):
         colours = (values * std + mean).clamp(0, 1)  # NaN stays
         colours = colours[:, :3] if self.channels >= 3 else colours[:, :1].expand(-1, 3, -1, -1)
         return [Exhibit(picture=one.permute(1, 2, 0).numpy()) for one in colours.cpu()]
+
+
+def from_array(values: np.ndarray):
+    """An array -> a PIL picture of the same values. `ValueError` where there is none."""
+    from PIL import Image as pillow
+
+    values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    shape = list(values.shape)
+    if values.ndim not in (2, 3) or not values.size or values.ndim == 3 and shape[2] not in (2, 3, 4):
+        raise ValueError(f"a picture is an array [height width] or [height width channels], this one is {shape}")
+    if values.dtype == np.float64 and values.ndim == 2:
+        values = values.astype(np.float32)
+    if values.dtype != np.uint8 and not (values.ndim == 2 and values.dtype in (np.bool_, np.uint16, np.float32)):
+        what = "one channel" if values.ndim == 2 else f"{shape[2]} channels"
+        raise ValueError(f"a picture of {what} of {values.dtype}: give uint8, or of one channel uint16 or float32")
+    return pillow.fromarray(np.ascontiguousarray(values))
 
 
 def small_jpeg(data: bytes):

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from triptych.modalities.base import BadSample, Modality
+from triptych.modalities.base import BadSample, Modality, NoSamples
 from triptych.modalities.domains import Count, Part, Within
 from triptych.modalities.exhibit import Exhibit, Seen, Word
 from triptych.modalities.hashing import generator, mix, uniform
@@ -140,8 +142,16 @@ class Text(Modality):
         sources = np.asarray(made["source_row"][:]) if len(made) else np.zeros(0)
         self.ignored = len(rows) - len(np.unique(sources))
         if not len(made):
-            raise ValueError(f"column {column!r}: none of {len(rows)} rows has any text")
+            raise NoSamples(f"column {column!r}: none of {len(rows)} rows has any text")
         return made.with_format(None)
+
+    def cell(self, value: Any) -> str | None:
+        """Words are themselves; a `Path` is a file of them."""
+        if value is None or isinstance(value, str):
+            return value
+        if isinstance(value, os.PathLike):
+            return Path(value).read_text(encoding="utf-8")
+        raise ValueError(f"a text is words, or the Path of a file of words, not a {type(value).__name__}")
 
     def read(self, value) -> dict[str, np.ndarray]:
         """A window of `samples`, or a text, of which it takes the first window -> ids and where words start."""

@@ -14,7 +14,13 @@ from triptych.training.command_line import schema
 
 ROOT = Path(__file__).parents[1]
 # A file may import its own layer and those after it.
-LAYERS = (("train", "probe", "export"), ("training", "evaluation"), ("objectives",), ("encoders",), ("modalities",))
+LAYERS = (
+    ("train", "probe", "export", "embed", "__main__"),
+    ("training", "evaluation"),
+    ("objectives",),
+    ("encoders",),
+    ("modalities",),
+)
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(
     file.relative_to(ROOT)

@@ -26,6 +26,7 @@ from triptych.objectives import OBJECTIVES
 from triptych.training.errors import UserError, nearest, one_line, one_line_exit, readable
 from triptych.training.settings import (
     CHOSEN,
+    CONFIGS,
     GIVEN,
     GROUPS,
     Config,
@@ -36,6 +37,7 @@ from triptych.training.settings import (
     home,
     own_defaults,
     plain,
+    shipped,
     without_name,
 )
 
@@ -128,7 +130,7 @@ def _recipe(given: dict[str, Any], argv: list[str]) -> dict[str, str]:
     folder = peek(argv, "--output_dir") or given.get("output_dir", "")
     # A run that goes on does not need what it started from.
     modality = asked or modality_of(str(home(source))) or modality_of(str(home(folder)))
-    file = Path(__file__).parents[1] / "configs" / f"continue_{modality}.yaml"
+    file = CONFIGS / f"continue_{modality}.yaml"
     if modality not in MODALITIES or not file.is_file():
         return {}
     recipe = unfold(load_yaml(file))
@@ -195,10 +197,12 @@ def schema(modality: str, objective: str, program: str = "train.py") -> Argument
 
 
 def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    """A file of options, by its path; a shipped one by its name, too."""
     path = Path(path).expanduser()
+    path = path if path.is_file() else shipped(path, ".yaml") or path
     if not path.is_file():
-        near = [p.name for p in Path(__file__).parents[1].glob("configs/*.yaml")]
-        raise UserError(f"no config file {str(path)!r}{nearest(path.name, near)}")
+        known = [file.stem for file in CONFIGS.glob("*.yaml")]
+        raise UserError(f"no config file {str(path)!r}{nearest(path.name.removesuffix('.yaml'), known)}")
     try:
         content = Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeError) as error:

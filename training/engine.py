@@ -21,7 +21,7 @@ from triptych.encoders import Encoder
 from triptych.modalities.precision import allow_tf32
 from triptych.training import checkpoint
 from triptych.training.errors import UserError
-from triptych.training.settings import Run
+from triptych.training.settings import CONFIGS, Run, shipped
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 MOMENTS = {"adamw_torch": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
@@ -104,10 +104,11 @@ def settings(run: Run, ranks: int) -> dict[str, Any]:
     """DeepSpeed's configuration: what the user gave, with ours filled in. Clashes are errors."""
     given = run.deepspeed
     if isinstance(given, str):
-        if not Path(given).is_file():
-            raise UserError(f"deepspeed {given}: no such file; there are configs/deepspeed/zero0.json to zero3.json")
+        file = Path(given) if Path(given).is_file() else shipped(given, ".json", CONFIGS / "deepspeed")
+        if file is None:
+            raise UserError(f"deepspeed {given}: no such file; shipped are zero0 to zero3, by these names")
         try:
-            given = json.loads(Path(given).read_text())
+            given = json.loads(file.read_text())
         except ValueError as error:  # of JSON, or of bytes that are no text
             raise UserError(f"deepspeed {run.deepspeed}: not JSON: {error}") from None
     if not isinstance(given or {}, dict):

@@ -34,6 +34,7 @@ from triptych.training.errors import UserError, one_line
 CHOSEN = ("checkpoint", "recipe", "data", "found")  # not by the user: they may be overruled
 GIVEN = ("file", "command line")
 GROUPS = ("data", "modality", "encoder", "objective")
+CONFIGS = Path(__file__).parents[1] / "configs"  # they are installed along
 # What a run may change when it continues: none of it moves the sequence of samples or the schedule.
 FREE = {
     "output_dir",
@@ -109,7 +110,8 @@ class Run:
         gradient_checkpointing: keep each block's input only and compute the block again in the backward pass: a
             fraction of the memory, for about a third more time. Gradients are the same.
         compile: compile the objective with `torch.compile`.
-        deepspeed: DeepSpeed settings, a JSON file or a dictionary in the YAML. Batch numbers may be left out or `auto`.
+        deepspeed: DeepSpeed settings: a JSON file, `zero0` to `zero3`, or a dictionary in the YAML. Batch numbers may
+            be left out or `auto`.
         seed: of initialisation, order, views and masks.
         dataloader_num_workers: processes that read and augment, a rank; 0 reads in the training process. `auto`: one
             less than the rank's share of the cores, at least 1 and at most 8.
@@ -389,7 +391,7 @@ def own_defaults(modality: str, objective: str) -> dict[str, Any]:
 
     It is what the shipped recipe of the two says of the objective and of views; measures of the data stay open.
     """
-    file = Path(__file__).parents[1] / "configs" / f"{modality}_{objective}.yaml"
+    file = CONFIGS / f"{modality}_{objective}.yaml"
     if not file.is_file():
         return {}
     recipe = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
@@ -397,6 +399,12 @@ def own_defaults(modality: str, objective: str) -> dict[str, Any]:
     measures = {f"modality.{name}" for name in MODALITIES[modality].sizes}
     said = {key: value for key, value in recipe.items() if key in known and key not in measures}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
+
+
+def shipped(name: str | os.PathLike, suffix: str, folder: Path = CONFIGS) -> Path | None:
+    """The shipped file of a name, which has no folder before it and may have the suffix; None where there is none."""
+    file = folder / f"{os.fspath(name).removesuffix(suffix)}{suffix}"
+    return file if file.parent == folder and file.is_file() else None
 
 
 def without_name(group: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ from triptych.training.files import (
     split_level,
     split_word,
 )
+from triptych.training.memory import HELD
+from triptych.training.memory import NAME as MEMORY
 from triptych.training.settings import Data
 from triptych.training.tables import (
     cells_of,
@@ -132,6 +134,15 @@ def split_called(word: str, splits: list[str]) -> str | None:
         return word
     meant = split_word(word)
     return next((split for split in splits if meant and split_word(split) == meant), None)
+
+
+def known_column(name: str, data: Data, modality: Modality, split: str) -> str | None:
+    """The column that a run's data names, where another source has it."""
+    if data.column is None:
+        return None
+    source = find(dataclasses.replace(data, name=name, subset=None, revision=None), modality)
+    found = split_called(split, list(source.read))
+    return data.column if found is not None and data.column in source.read[found]().column_names else None
 
 
 def show(data: Data, modality: Modality) -> None:
@@ -241,6 +252,10 @@ def find(data: Data, modality: Modality) -> Source:
     name = str(data.name)
     path = Path(os.path.expanduser(name))
     try:
+        if name.startswith(MEMORY):
+            if name not in HELD:
+                raise UserError(f"data: it was {MEMORY}, of another call or process: give it again, or a name")
+            return _splits(Source(name), HELD[name])
         if name in NAMES:
             source = _splits(Source(name), builtin(name))
             if path.exists():

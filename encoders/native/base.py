@@ -82,6 +82,7 @@ class Start:
         model: the native model.
         processor: its processor or tokenizer, if it has one.
         absent: tensors of the base model that the checkpoint has not: their values are random, and not kept.
+        own: settings of the modality that its own features are made with, and a run on other data may not want.
     """
 
     family: "Family" = field(repr=False)
@@ -94,6 +95,7 @@ class Start:
     pooling: Pooling | None = None
     processor: Any = field(default=None, repr=False)
     absent: frozenset[str] = field(default=frozenset(), repr=False)
+    own: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return in_words(self)

@@ -200,7 +200,8 @@ class ImageFamily(GridFamily):
             if self.variant.table and not self.interpolated:
                 del its["image_size"]  # of another one the native class itself takes no picture
             settings |= its
-        return Start(self, settings, self.settings(config), native_of(model), model, processor=processor)
+        own = {} if (found := getattr(processor, "value_range", None)) is None else {"value_range": tuple(found)}
+        return Start(self, settings, self.settings(config), native_of(model), model, processor=processor, own=own)
 
     def adapted(self, settings: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         changed, notes = dict(settings), []

@@ -25,9 +25,9 @@ from triptych.encoders.native.base import (
 )
 from triptych.modalities import Text
 
-POOLED = "1_Pooling/config.json"
+POOLED, SENTENCES = "1_Pooling/config.json", "sentence_bert_config.json"
 # What `sentence-transformers` writes beside a model: how its modules follow each other, and what each is.
-SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", POOLED)
+SENTENCE_FILES = ("modules.json", SENTENCES, "config_sentence_transformers.json", POOLED)
 
 
 class TextFamily(Family):
@@ -142,7 +142,11 @@ class TextFamily(Family):
             native.kept = {name: value for name, value in base.state_dict().items() if name.startswith("pooler.")}
         native.files = sentence_files(path, **hub)
         pooling = sentence_pooling(path, native.files) or self.pooling_of(config)
-        return Start(self, settings, self.settings(config), native, model, pooling=pooling, absent=model.absent)
+        window = json.loads(native.files.get(SENTENCES, "{}")).get("max_seq_length")
+        own = {"max_length": min(window, settings["max_positions"])} if window else {}
+        return Start(
+            self, settings, self.settings(config), native, model, pooling=pooling, absent=model.absent, own=own
+        )
 
     def pooling_of(self, config) -> Pooling | None:
         """What the configuration says of it, if anything."""

@@ -10,8 +10,9 @@ import yaml
 from triptych.modalities import MODALITIES
 from triptych.objectives import OBJECTIVES
 from triptych.training.command_line import from_command_line, read, schema
+from triptych.training.engine import settings
 from triptych.training.errors import UserError, nearest
-from triptych.training.settings import Config, differences, own_defaults, plain
+from triptych.training.settings import Config, Run, differences, own_defaults, plain
 
 YAML = """
 data: {name: digits, eval_fraction: 0.2}
@@ -160,3 +161,17 @@ def test_every_shipped_deepspeed_file_is_taken():
         made = engine.settings(read({"deepspeed": str(file)}).run, 2)
         assert made["zero_optimization"]["stage"] == stage
         assert made["torch_autocast"]["lower_precision_safe_modules"] == []
+
+
+def test_shipped_files_are_known_by_their_names_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known = read(support.ROOT / "configs" / "image_mae.yaml").to_dict()
+    assert from_command_line(["--config", "image_mae"]).to_dict() == read("image_mae.yaml").to_dict() == known
+    with pytest.raises(UserError, match="no config file 'image_mea'; did you mean image_mae"):
+        read("image_mea")
+    with pytest.raises(UserError, match="no config file 'deepspeed/image_mae'"):
+        read("deepspeed/image_mae")
+    (tmp_path / "image_mae").write_text("seed: 7\n")
+    assert read("image_mae").run.seed == 7
+    stages = [settings(Run(deepspeed=f"zero{stage}"), 1)["zero_optimization"]["stage"] for stage in range(4)]
+    assert stages == [0, 1, 2, 3]
