@@ -67,14 +67,17 @@ def export(
     if keep_heads:
         stale = heads_to_keep(family, objective, backbone)
     model = family.export(backbone, objective.head if weights == "student" else None, keep_heads)
-    model.to(getattr(torch, dtype))
+    models = {"": model, **family.again(backbone, model)}
+    for one in models.values():
+        one.to(getattr(torch, dtype))
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        model.save_pretrained(aside)
-        backbone.modality.save(str(aside))
-        for name, content in family.files(backbone).items():
+        for folder_in_it, one in models.items():
+            one.save_pretrained(aside / folder_in_it)
+            backbone.modality.save(str(aside / folder_in_it))
+        for name, content in family.files(backbone, model).items():
             (aside / name).parent.mkdir(exist_ok=True)
             (aside / name).write_text(content)
         text = card(config, family, model, backbone, checkpoint, weights, push, license, stale)

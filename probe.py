@@ -187,7 +187,7 @@ def show(rows: list[dict]) -> None:
         what = "always answering the largest class" if other == "largest class" else f"the {other} encoder"
         what = what.replace("random", "untrained").replace("published encoder", "published start")
         print(f"{count} of {len(mine)} cells are above {what} by more than two standard errors")
-    print("pooling: native is what the exported model's own head reads, mean that of all pieces")
+    print("pooling: native is what the exported model's own head reads, mean that of all pieces (of text: tokens)")
     if "all" in {r["labels"] for r in mine} and not all(r["above"]["random"]["sure"] for r in mine):
         print(
             "with many labels an untrained encoder may do as well: try --labels 2,10, or a test split of other sources"

@@ -35,7 +35,7 @@ def extract(
     workers: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Features:
-    """Features by pooling: `native` is what the native head reads, `mean` that of all pieces.
+    """Features by pooling: `native` is what the native head reads, `mean` that of all pieces (`Modality.average`).
 
     A row that is several samples (a long text) or longer than the window (a long sound) gets the mean of all of them.
     `workers`: see `views`.
@@ -44,7 +44,7 @@ def extract(
     count, bad = np.zeros(len(rows)), {}
     for view, row, _ in views(backbone, rows, bad, batch, workers, device):
         np.add.at(count, row, 1)
-        pooled = backbone(view, (backbone.pooling, "pieces"))
+        pooled = backbone(view, (backbone.pooling, backbone.modality.average))
         for pooling, vectors in zip(POOLINGS, pooled, strict=True):
             vectors = vectors.double().cpu().numpy()
             sums = total.setdefault(pooling, np.zeros((len(rows), vectors.shape[1])))

@@ -37,7 +37,7 @@ def finetune(
     head = nn.Linear(backbone.pooled_width if pooling == "native" else backbone.width, classes)
     nn.init.trunc_normal_(head.weight, std=0.02)
     model = nn.ModuleList([backbone, head]).train()
-    pooling = {"mean": "pieces", "native": backbone.pooling}[pooling]
+    pooling = {"mean": modality.average, "native": backbone.pooling}[pooling]
 
     def logits(view):
         return head(pool(backbone.encode(view), view, pooling))

@@ -46,7 +46,7 @@ class Modality:
     suffixes of folders (`suffixes`), and which settings are measures of the data (`sizes`): all others go with a
     recipe. The embedding that goes with it is its family's (`encoders.native`); a modality without a native family
     names the class of its own (`embedding`). Of a sample, `stay` pieces at most are not `droppable`; None for any
-    number.
+    number. `average` is the pooling that people call the mean of a sample.
     """
 
     sizes: ClassVar[tuple[str, ...]] = ()
@@ -54,6 +54,7 @@ class Modality:
     suffixes: ClassVar[tuple[str, ...]] = ()
     embedding: ClassVar[type | None] = None
     stay: ClassVar[int | None] = 0
+    average: ClassVar[str] = "pieces"
 
     def __deepcopy__(self, memo) -> "Modality":
         """A teacher's embedding shares it: after `fit` nothing in it changes."""

@@ -51,6 +51,7 @@ class Text(Modality):
 
     leads = 1  # of a text: the first token
     stay = 1
+    average = "tokens"  # as `sentence-transformers` has it: the first and the last token, too
     features = ("string", "large_string")
     sizes = ("vocab_size", "max_length")
     suffixes = (".txt", ".text", ".md")

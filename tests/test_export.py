@@ -250,7 +250,9 @@ def test_what_a_card_tells_people_to_run_runs(modality, objective, weights, tmp_
         torch.equal(m.bias, bias) for m in norm if m.bias.shape == bias.shape
     )
     assert type(scope["processor"]).__name__ == type(encoder.modality.processor()).__name__
-    assert not [f.name for f in folder.iterdir() if f.suffix not in (".json", ".safetensors", ".md", ".txt")]
+    assert not [
+        f for f in folder.rglob("*") if f.is_file() and f.suffix not in (".json", ".safetensors", ".md", ".txt")
+    ]
 
 
 @pytest.mark.parametrize("objective", ["mae", "masked"])

@@ -213,8 +213,12 @@ class Family:
     def head_outward(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
         """Change the tensors of our head before they get native names."""
 
-    def files(self, backbone: Backbone) -> dict[str, str]:
+    def files(self, backbone: Backbone, model: Any) -> dict[str, str]:
         """Text files that an export holds beside the model and its processor, by their names."""
+        return {}
+
+    def again(self, backbone: Backbone, model: Any) -> dict[str, Any]:
+        """Further native models that an export holds, each with its processor, by their folder in it."""
         return {}
 
     def pipeline_tag(self, model) -> str | None:

@@ -27,6 +27,14 @@ from triptych.modalities import Text
 
 POOLED, SENTENCES = "1_Pooling/config.json", "sentence_bert_config.json"
 # What `sentence-transformers` writes beside a model: how its modules follow each other, and what each is.
+INNER = "0_Transformer"  # its base model, where that cannot be the export's own
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+# Its words for our poolings, and the older ones for these. A text has one lead.
+MODES = {"lead": "cls", "leads": "cls", "tokens": "mean"}
+FLAGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
 SENTENCE_FILES = ("modules.json", SENTENCES, "config_sentence_transformers.json", POOLED)
 
 
@@ -172,22 +180,35 @@ class TextFamily(Family):
 
     # What `sentence-transformers` reads.
 
-    def files(self, backbone: Backbone) -> dict[str, str]:
-        """Its files as they came, with the pooling that the run had."""
-        files = dict(backbone.native.files) if backbone.native is not None else {}
-        if POOLED not in files or sentence_pooling("", files) == backbone.pooling:
-            return files
-        mode = {"lead": "cls", "leads": "cls", "tokens": "mean"}.get(backbone.pooling)
-        if mode is None:
+    def files(self, backbone: Backbone, model: Any) -> dict[str, str]:
+        """Its files as they came, or new ones, with the pooling that the run had."""
+        if (mode := MODES.get(backbone.pooling)) is None:
             print(f"{POOLED} has no word for pooling {backbone.pooling}: sentence-transformers' files stay behind")
             return {}
-        settings = json.loads(files[POOLED])
-        if "pooling_mode" in settings:
-            settings["pooling_mode"] = mode
-        for name in settings:
-            if name.startswith("pooling_mode_"):
-                settings[name] = name == f"pooling_mode_{mode}_token{'s' if mode == 'mean' else ''}"
-        return files | {POOLED: json.dumps(settings, indent=2)}
+        brought = {} if backbone.native is None else backbone.native.files
+        window = {"max_seq_length": backbone.modality.max_length, "do_lower_case": False}
+        files = {SENTENCES: json.dumps(window, indent=2), **brought}
+        settings = json.loads(brought.get(POOLED, json.dumps({"word_embedding_dimension": backbone.width})))
+        if POOLED not in brought or sentence_pooling("", files) != backbone.pooling:
+            flags = [name for name in settings if name.startswith("pooling_mode_")]
+            if "pooling_mode" in settings:
+                settings["pooling_mode"] = mode
+            else:  # the older words, which every version reads
+                flags = flags or list(FLAGS.values())
+            settings |= {name: name == FLAGS[mode] for name in flags}
+            files[POOLED] = json.dumps(settings, indent=2)
+        modules = json.loads(brought.get("modules.json", json.dumps(MODULES)))
+        inner = INNER if self.again(backbone, model) else ""
+        changed = [m | {"path": inner} if m["type"].endswith(".Transformer") else m for m in modules]
+        if "modules.json" not in brought or changed != modules:
+            files["modules.json"] = json.dumps(changed, indent=2)
+        return files | ({f"{inner}/{SENTENCES}": files[SENTENCES]} if inner else {})
+
+    def again(self, backbone: Backbone, model: Any) -> dict[str, Any]:
+        """The base model, where the export has a head: `sentence-transformers` would warn that it is not used."""
+        if backbone.pooling not in MODES or type(model).__name__ == self.base_class:
+            return {}
+        return {INNER: self.export(backbone)}
 
 
 def sentence_files(path: str, **hub) -> dict[str, str]:

@@ -412,7 +412,7 @@ def test_the_user_s_pooling_goes_before_the_checkpoint_s(said, pooling, mode, se
     text.fit(None, "text")
     backbone = config.build_objective(text, start).backbone
     assert backbone.pooling == pooling and text.max_length == 70
-    files = start.family.files(backbone)
+    files = start.family.files(backbone, start.model)
     if mode is None:
         assert not files
         return
