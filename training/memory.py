@@ -9,7 +9,7 @@ from triptych.modalities import Modality
 from triptych.training.errors import UserError, one_line
 from triptych.training.tables import holds_lines, name_of_modality, plain
 
-NAME = "data in memory"  # what it is called where others have a path; the first of several at a time
+NAME = "(in memory)"  # what it is called where others have a path; the first of several at a time
 HELD: dict[str, dict[str, Any]] = {}  # tables by split, by that name
 AT_ONCE = 1000  # values that become a table together: Arrow's columns of bytes end at 2 GiB
 

@@ -254,7 +254,7 @@ def find(data: Data, modality: Modality) -> Source:
     try:
         if name.startswith(MEMORY):
             if name not in HELD:
-                raise UserError(f"data: it was {MEMORY}, of another call or process: give it again, or a name")
+                raise UserError(f"data {MEMORY} is of another call or process: give it again, or a name")
             return _splits(Source(name), HELD[name])
         if name in NAMES:
             source = _splits(Source(name), builtin(name))

@@ -98,7 +98,7 @@ def test_it_is_known_by_its_name_as_long_as_it_is_held():
     with held(PIXELS, image) as name, held(PIXELS[:2], image) as other:
         assert len(load(Data(name=name), image)) == 6 and len(load(Data(name=other), image)) == 2
     assert not HELD
-    with pytest.raises(UserError, match="data in memory, of another call or process: give it again"):
+    with pytest.raises(UserError, match=r"data \(in memory\) is of another call or process: give it again"):
         load(Data(name=name), image)
 
 
@@ -106,7 +106,7 @@ def test_arrays_train_go_on_and_are_probed_as_a_dataset_is(tmp_path, capsys):
     pixels = np.concatenate([PIXELS, 255 - PIXELS] * 4)
     config = support.config("image", "mae", tmp_path / "run", max_steps=2)
     pretrain(config, list(pixels))
-    assert "48 rows of data in memory" in capsys.readouterr().out
+    assert "48 rows of (in memory)" in capsys.readouterr().out
     longer = support.config("image", "mae", tmp_path / "run", max_steps=3)
     image = tables(pixels, config.build_modality())["train"]
     pretrain(longer, image)
@@ -121,7 +121,7 @@ def test_arrays_train_go_on_and_are_probed_as_a_dataset_is(tmp_path, capsys):
     rows = probe(tmp_path / "run", columns, device="cpu")
     split = datasets.DatasetDict({"train": image.add_column("label", labels)})
     assert probe(tmp_path / "run", split, device="cpu") == rows
-    with pytest.raises(UserError, match="no column called label"):
+    with pytest.raises(UserError, match="has no labels"):
         probe(tmp_path / "run", list(pixels))
 
 
