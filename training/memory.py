@@ -69,6 +69,8 @@ def _columns(data: Mapping[str, Any], modality: Modality):
         raise UserError("data: there are no samples in it")
     if holds_lines(modality):
         made = datasets.Dataset.from_dict({name: cells}, features=datasets.Features({name: datasets.Value("string")}))
+    elif not hasattr(datasets, modality.features[0]):  # plain values, of which nothing is decoded
+        made = datasets.Dataset.from_dict({name: cells})
     else:
         kind = getattr(datasets, modality.features[0])(decode=False)
         features = datasets.Features({name: plain()})
