@@ -396,39 +396,39 @@ class Report:
     def __init__(self, folder: Path):
         self.folder = folder
         self.process: subprocess.Popen | None = None
-        self.began = self.took = 0.0
+        self.began = 0.0  # by the clock of the disk's times
         self.made: int | None = None
 
     def __call__(self, step: int) -> None:
         """Begin a page of the checkpoint that has just been written, if there is none under way and it is time."""
         with one_line_only(self.folder):
-            if self._busy() or self.made is not None and time.monotonic() - self.began < OFTEN * self.took:
-                return
-            self._start(step)
+            if not self._busy() and time.time() - self.began >= OFTEN * self._took():
+                self._start(step)
 
     def finish(self, step: int) -> str | None:
         """Wait for the page of the last step; returns what to say, if it is there."""
         with one_line_only(self.folder):
-            self._wait()
             if self.made != step:
                 self._start(step)
-                self._wait()
+            self._wait()
             if self.process is not None and self.process.returncode in (0, None):
                 still = "" if self.process.returncode == 0 else ", which is still being made"
                 return f"look: {self.folder / PAGE}{still}"
         return None
 
     def _busy(self) -> bool:
-        if self.process is None or self.process.poll() is None:
-            return self.process is not None
-        self.took = self.took or time.monotonic() - self.began
-        return False
+        return self.process is not None and self.process.poll() is None
+
+    def _took(self) -> float:
+        """Seconds that the last page took."""
+        page = self.folder / PAGE
+        return max(0.0, page.stat().st_mtime - self.began) if self.began and page.exists() else 0.0
 
     def _start(self, step: int) -> None:
-        if self.process is not None and self.process.poll() is None:  # of an older checkpoint
+        if self._busy():  # with an older checkpoint
             self.process.kill()
             self.process.wait()
-        self.began, self.took, self.made = time.monotonic(), 0.0, step
+        self.began, self.made = time.time(), step
         command = [sys.executable, "-m", "triptych.evaluation.report", str(self.folder), "--background"]
         self.process = subprocess.Popen(
             command, env=apart(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
@@ -438,7 +438,6 @@ class Report:
         if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(WAIT)
-            self.took = self.took or time.monotonic() - self.began
 
 
 def reporting(config) -> Report | None:

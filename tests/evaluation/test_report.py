@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -139,6 +140,35 @@ def test_a_run_makes_its_page_and_no_failure_of_it_is_more_than_a_line(tmp_path,
     assert done["loss"] > 0 and "look:" not in said.out and not (tmp_path / "other" / "report.html").exists()
     assert said.err.count("report.html could not be made: ") == 2 and "Traceback" not in said.err
     assert report.reporting(support.config("image", "mae", tmp_path / "run", report=False)) is None
+
+
+def test_pages_take_a_small_share_of_the_time_and_the_last_one_is_always_made(tmp_path, monkeypatch):
+    class Done:
+        returncode = 0
+
+        def poll(self):
+            return 0
+
+        wait = kill = lambda self, *_: None
+
+    now, began = 1e9, []
+    monkeypatch.setattr(report.subprocess, "Popen", lambda command, **_: began.append(now) or Done())
+    monkeypatch.setattr(report.time, "time", lambda: now)
+    page = tmp_path / "report.html"
+    made = report.Report(tmp_path)
+    made(1)
+    page.touch()
+    os.utime(page, (now + 10, now + 10))  # it took ten seconds
+    now += 20
+    made(2)
+    now = 1e9 + 10 * report.OFTEN - 1
+    made(2)
+    assert began == [1e9]
+    now = 1e9 + 10 * report.OFTEN
+    made(3)
+    assert began == [1e9, now]
+    assert made.finish(3) == f"look: {page}" and len(began) == 2
+    assert made.finish(4) == f"look: {page}" and len(began) == 3
 
 
 # Runs within the page, writes what it found into it: errors, requests, figures without area, whether hover, keys and
