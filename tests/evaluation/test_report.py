@@ -127,6 +127,7 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path):
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no config.yaml" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_makes_its_page_and_no_failure_of_it_is_more_than_a_line(tmp_path, monkeypatch, capfd):
     monkeypatch.delenv("TRIPTYCH_REPORT")
     data = support.write_pictures(tmp_path / "pictures", 24)
