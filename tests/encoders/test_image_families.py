@@ -116,10 +116,8 @@ def test_from_nothing_by_name(family, tmp_path):
     for module in backbone.modules():  # a parameter that is not there is not named
         assert all(hasattr(module, name) for name in getattr(module, "no_decay", ()))
     for name, objective in OBJECTIVES.items():
-        fresh, more = (
-            make(Image(32, 8), family, **sizes),
-            {"teacher": str(tmp_path)} if name == "frozen_teacher" else {},
-        )
+        fresh = make(Image(32, 8), family, **sizes)
+        more = {"frozen_teacher": {"teacher": str(tmp_path)}, "diet": {"samples": 4}}.get(name, {})
         if name == "position" and not fresh.embedding.placed:
             with pytest.raises(ValueError, match="no table of places"):
                 objective(fresh)

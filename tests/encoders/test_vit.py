@@ -18,6 +18,7 @@ from triptych.modalities import EVALUATION, Image, View
 from triptych.modalities.domains import build
 from triptych.objectives import MAE, Masked, SimCLR
 from triptych.training.command_line import read
+from triptych.training.settings import own_defaults
 
 SIZES = {"hidden_size": 44, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 49}
 DECODER = {
@@ -110,7 +111,7 @@ def test_a_start_has_the_target_and_the_ratio_of_its_checkpoint(normalised, rati
     assert adopted("mae") == (target, ratio)
     said = {"modality": {"name": "image", "target": "absolute"}, "objective": {"name": "mae", "mask": {"ratio": 0.5}}}
     assert adopted("mae", **said) == ("absolute", 0.5)
-    assert adopted("masked") == (target, 0.3)
+    assert adopted("masked") == (target, own_defaults("image", "masked")["objective.mask.ratio"])
 
 
 @pytest.mark.parametrize("other", [{"decoder.width": 32}, {"decoder.depth": 2}, {"decoder.heads": 2}])
