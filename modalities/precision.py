@@ -26,7 +26,7 @@ def full(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
 
 
-def product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
+def product(a: Float[Tensor, "*r n k"], b: Float[Tensor, "*r k m"]) -> Float[Tensor, "*r n m"]:
     """`a @ b` in full float32, and so its gradients: for similarities and correlations in losses."""
     a, b = a.float(), b.float()
     return _uncompiled()(a, b) if torch.backends.cuda.matmul.allow_tf32 else a @ b
@@ -49,4 +49,4 @@ class _Product(torch.autograd.Function):
     def backward(ctx, gradient):
         a, b = ctx.saved_tensors
         with full(a.device):
-            return gradient @ b.T, a.T @ gradient
+            return gradient @ b.mT, a.mT @ gradient

@@ -80,7 +80,7 @@ class Position(Objective):
         where, guess = view.keep(index, valid), self.predict(take(encoded.pieces, index))
         with torch.autocast(guess.device.type, enabled=False):
             candidates = self.places(where.position, where.grid).float()
-            scores = guess.float() @ candidates.mT / math.sqrt(candidates.shape[-1])
+            scores = product(guess, candidates.mT) / math.sqrt(candidates.shape[-1])
             error, more = place_error(scores, valid, where.segment)
         loss = collectives.mean(error.flatten(), (valid & more).flatten())
         return {"loss": loss, "features": pool_pieces(encoded, view).detach()}

@@ -211,8 +211,12 @@ def test_it_is_alive_in_a_browser(runs, tmp_path, modality):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command += ["--autoplay-policy=no-user-gesture-required", "--virtual-time-budget=20000", "--window-size=390,844"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", f"file://{tmp_path / 'page.html'}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    found = json.loads(html.unescape(re.search('<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    for _ in range(3):  # a browser's clock is its own: on a busy machine sound may not have begun when it ends
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        if written := re.search('<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL):
+            break
+    assert written, done.stderr[-2000:]
+    found = json.loads(html.unescape(written[1]))
     assert not found["errors"] and not found["requests"]
     assert len(found["figures"]) >= 9 and min(found["figures"]) > 0
     assert found["wide"] <= 0  # a phone need not scroll sideways
