@@ -81,7 +81,6 @@ class FrozenTeacher(Objective):
     def before_step(self, progress: Progress) -> None:
         self.frozen()
 
-    @torch.compiler.disable
     def frozen(self) -> Backbone:
         """The teacher, read when it is needed first."""
         if not self.held:

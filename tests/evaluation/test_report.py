@@ -1,6 +1,8 @@
 """The page of a run: made of its folder alone, self-contained, small, all there, and alive in a real browser."""
 
+import base64
 import html.parser
+import io
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 import support
 import yaml
 
@@ -194,10 +197,7 @@ LOOKED = """
   const plot = document.querySelector('figure[data-points] .plot'); plot.focus();
   const key = k => { plot.dispatchEvent(new KeyboardEvent('keydown', {key: k})); return tip.textContent; };
   found.keys = [key('ArrowRight'), key('ArrowRight'), key('ArrowLeft')];
-  found.sounds = [];
-  for (const a of [...document.querySelectorAll('audio')].slice(0, 3)) {
-    a.muted = true; await a.play(); found.sounds.push(a.duration); a.pause();
-  }
+  found.sounds = [...document.querySelectorAll('audio')].map(a => a.controls && a.getBoundingClientRect().width > 0);
   const said = document.createElement('pre'); said.id = 'found';
   said.textContent = JSON.stringify(found); document.body.append(said);
 });</script>"""
@@ -211,16 +211,16 @@ def test_it_is_alive_in_a_browser(runs, tmp_path, modality):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command += ["--autoplay-policy=no-user-gesture-required", "--virtual-time-budget=20000", "--window-size=390,844"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", f"file://{tmp_path / 'page.html'}"]
-    for _ in range(3):  # a browser's clock is its own: on a busy machine sound may not have begun when it ends
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-        if written := re.search('<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL):
-            break
-    assert written, done.stderr[-2000:]
-    found = json.loads(html.unescape(written[1]))
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    found = json.loads(html.unescape(re.search('<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
     assert not found["errors"] and not found["requests"]
     assert len(found["figures"]) >= 9 and min(found["figures"]) > 0
     assert found["wide"] <= 0  # a phone need not scroll sideways
     assert all(said.strip() for said in found["hover"])
     first, second, back = found["keys"]
-    assert len(found["sounds"]) == 3 * (modality == "audio") and all(seconds > 0.1 for seconds in found["sounds"])
+    sounds = re.findall(r'src="data:audio/[a-z0-9]+;base64,([^"]+)"', text)
+    assert len(found["sounds"]) == len(sounds) and all(found["sounds"]) and bool(sounds) == (modality == "audio")
+    for sound in sounds:  # the browser's clock in this test is not that of sound, so it is not played there
+        wave, rate = soundfile.read(io.BytesIO(base64.b64decode(sound)))
+        assert len(wave) > 0.1 * rate and wave.any()
     assert first.startswith("step ") and second.startswith("step ") and first != second and back == first

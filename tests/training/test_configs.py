@@ -33,7 +33,7 @@ def run_all(folder: str, files: list[str]) -> dict[str, str]:
         needed = support.needed(settings(file).get("objective", {}).get("name", "mae"), name)
         argv += "".join(f" --{key} {value}".replace(", ", ",") for key, value in needed.items())
         if "train_last" in settings(file):
-            argv += " --train_last 1"  # the tiny encoder has no more
+            argv += " --train_last 1 --head_steps 1"  # the tiny encoder has no more blocks, and the run two steps
         try:
             train.main(argv.split())
             ended[file] = ""
