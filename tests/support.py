@@ -49,7 +49,7 @@ class Ranks:
             process.start()
             self.processes.append(process)
 
-    def wait(self, seconds: float = 240) -> list[int | None]:
+    def wait(self, seconds: float = 480) -> list[int | None]:
         """Exit codes of all ranks. When one has failed, the others are killed soon, as launchers do."""
         end = time.monotonic() + seconds
         while any(p.exitcode is None for p in self.processes) and time.monotonic() < end:
@@ -59,7 +59,7 @@ class Ranks:
         self.kill()
         return [p.exitcode for p in self.processes]
 
-    def results(self, seconds: float = 240) -> list:
+    def results(self, seconds: float = 480) -> list:
         """What the function returned, on each rank."""
         codes = self.wait(seconds)
         assert not any(codes), f"exit codes {codes}\n{self.output()}"

@@ -239,7 +239,7 @@ def pretrained(options: dict) -> dict:
 def test_adapters_resume_and_go_on_merged(launch, first, tmp_path, ranks, stages):
     """Killed and resumed is bit for bit not killed; stages agree; what starts from such a run starts from the sum."""
     options = SHORT | {"data": "digits", "init_from": str(first), "max_steps": 4, "save_steps": 2, "lora_rank": 2}
-    options |= {"train_last": 2, "head_steps": 0, "learning_rate": 0.01, "warmup_steps": 0}
+    options |= {"train_last": 2, "head_steps": 0, "learning_rate": 0.01, "warmup_steps": 0, "eval_steps": 4}
     options |= {"per_device_train_batch_size": 8 // ranks}
 
     def trained(folder, stage: int) -> dict[str, torch.Tensor]:
