@@ -1,15 +1,16 @@
 """Every objective on every modality: is the result better than none?
 
-    python benchmarks/cells.py path/to/data [--only image_mae] [--threads 2] [--work runs/cells]
+    python benchmarks/cells.py path/to/data [--only image_mae] [--threads 2] [--work runs/cells] [--finetune]
     python benchmarks/cells.py --docs        # write the table of docs/benchmarks.md from the lines that there are
 
 `path/to/data` holds the folders cifar10, fsdd and ag_news with train.parquet and test.parquet. One cell is one config
-of configs/ with a number of samples; it pretrains, probes (linear, both poolings, full labels), fine-tunes with few
-labels, and adds a line to `benchmarks/cells.jsonl`, with the hash of its resolved configuration; what is there with the
-same hash is not run again. The untrained encoder, fine-tuning from scratch and a plain baseline stand beside each. How
-a cell is judged is fixed beforehand: those that predict content of hidden pieces (`BY_TUNING`), on pictures and sound,
-by few-label fine-tuning against scratch; all others, and all on text, by the linear probe against random
-initialisation. It counts when its mean minus one deviation (over label draws) is above the reference.
+of configs/ with a number of samples; it pretrains, probes (linear, both poolings, full labels), and adds a line to
+`benchmarks/cells.jsonl`, with its resolved settings and their hash; what is there with the same settings is not run
+again. The untrained encoder, fine-tuning from scratch and a plain baseline stand beside each. How a cell is judged is
+fixed beforehand: those that predict content of hidden pieces (`BY_TUNING`), on pictures and sound, by fine-tuning with
+few labels against scratch; all others, and all on text, by the linear probe against random initialisation. It counts
+when its mean minus one deviation (over label draws) is above the reference. Fine-tuning costs as much as pretraining:
+the cells that it does not judge are fine-tuned with `--finetune` only. `NAME#1` is a cell with another seed.
 """
 
 import argparse
@@ -23,6 +24,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LINES = ROOT / "benchmarks" / "cells.jsonl"
 BY_TUNING = ("mae", "masked", "data2vec", "position", "codes")
+# Cells with two more seeds, named before any was run: the scatter that a reader has to expect.
+SCATTER = ("image_mae", "image_simclr", "image_vicreg", "audio_masked", "audio_simclr", "audio_lejepa")
+SCATTER += ("text_masked", "text_simclr", "text_dino")
+# DIET learns a class once an epoch: so many rows of training, or minutes would be three epochs.
+ROWS = {"diet": 5_000}
 # Samples of pretraining, by modality: about three to four minutes of one core.
 SAMPLES = {
     "mae": (250_000, 200_000, 110_000), "masked": (150_000, 120_000, 110_000), "simclr": (80_000, 50_000, 47_000),
@@ -42,7 +48,6 @@ DATA = {
     "text": ("ag_news", "text", 50, 4_000, 12_000),
 }
 MODALITIES = tuple(DATA)
-# What a frozen teacher is: on pictures and sound our own SimCLR's export, on text the folder of `--teacher`.
 DRAWS, PROBE_ROWS, TEST_ROWS = 5, 10_000, 2_000
 TEST_SPEAKERS = ("theo", "yweweler")  # of fsdd's six: nobody is in both parts
 
@@ -53,7 +58,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="cells whose name has one of these")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/cells"))
-    parser.add_argument("--teacher", type=Path, help="native folder of a text encoder, for text_frozen_teacher")
+    parser.add_argument(
+        "--teacher", type=Path, help="native folder of a text encoder, for text_frozen_teacher; else it is our SimCLR's"
+    )
+    parser.add_argument("--finetune", action="store_true", help="also the cells that the probe judges")
     parser.add_argument("--docs", action="store_true", help="write the table of docs/benchmarks.md, and run nothing")
     arguments = parser.parse_args()
     if arguments.docs:
@@ -64,18 +72,35 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     done = lines()
-    for modality in MODALITIES:
-        for name in (f"reference_{modality}", *(f"{modality}_{objective}" for objective in SAMPLES)):
-            if not any(only in name or name == f"reference_{modality}" and modality in only for only in arguments.only):
-                continue
-            known = fingerprint(name)
-            if done.get(name, {}).get("config") == known:
-                continue
-            run = reference if name.startswith("reference") else cell
-            done[name] = {"cell": name, "config": known} | run(name, modality, arguments)
-            LINES.write_text("".join(json.dumps(line) + "\n" for line in done.values()))
-            print(json.dumps(done[name]), flush=True)
+    for name in names():
+        modality = modality_of(name)
+        if not any(only in name or name == f"reference_{modality}" and modality in only for only in arguments.only):
+            continue
+        if name in done and agrees(done[name]):
+            continue
+        run = reference if name.startswith("reference") else cell
+        settings = resolved(name)
+        line = {"cell": name, "config": fingerprint(settings)} | run(name, modality, arguments) | {"settings": settings}
+        done = lines() | {name: line}
+        LINES.write_text("".join(json.dumps(done[n]) + "\n" for n in names() if n in done))
+        print(json.dumps({k: v for k, v in line.items() if k != "settings"}), flush=True)
     print(table(done))
+
+
+def names() -> list[str]:
+    """All that can be run, in the order of the table."""
+    cells = [f"{modality}_{objective}" for modality in MODALITIES for objective in SAMPLES]
+    again = [f"{name}#{seed}" for name in SCATTER for seed in (1, 2)]
+    return [f"reference_{modality}" for modality in MODALITIES] + cells + again
+
+
+def modality_of(name: str) -> str:
+    first, _, second = name.partition("_")
+    return second if first == "reference" else first
+
+
+def objective_of(name: str) -> str:
+    return name.partition("_")[2].partition("#")[0]
 
 
 def lines() -> dict[str, dict]:
@@ -85,17 +110,18 @@ def lines() -> dict[str, dict]:
 
 
 def samples_of(name: str) -> int:
-    modality, _, objective = name.partition("_")
-    return SAMPLES[objective][MODALITIES.index(modality)]
+    return SAMPLES[objective_of(name)][MODALITIES.index(modality_of(name))]
 
 
 def settings_of(name: str) -> dict:
     """What a cell is run with, but for its folder and the place of its data: its shipped recipe, so many samples."""
     from triptych.training.command_line import load_yaml, merge, unfold
 
-    modality = name.partition("_")[0]
+    name, _, seed = name.partition("#")
+    modality = modality_of(name)
     given = unfold(load_yaml(ROOT / "configs" / f"{name}.yaml"))
-    changes = {"max_steps": samples_of(name) // given["per_device_train_batch_size"]}
+    changes = {"seed": int(seed)} if seed else {}
+    changes |= {"max_steps": samples_of(name) // given["per_device_train_batch_size"]}
     changes |= {"modality": SIZES.get(modality, {}), "data": {"name": DATA[modality][0], "column": DATA[modality][1]}}
     return merge(given, changes)
 
@@ -105,16 +131,26 @@ DECIDE = ["learning_rate", "optim", "weight_decay", "adam_beta1", "adam_beta2", 
 DECIDE += ["warmup_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed"]
 
 
-def fingerprint(name: str) -> str:
-    """A hash of the resolved settings of a cell that decide its figures: with others it is another cell."""
+def resolved(name: str) -> dict:
+    """The settings of a cell that decide its figures, by their dotted names."""
     from triptych.training.settings import defaults_of, flatten, plain
 
     if name.startswith("reference"):
-        name = f"{name.partition('_')[2]}_simclr"
-    modality, _, objective = name.partition("_")
-    resolved = plain(defaults_of(modality, objective)) | flatten(settings_of(name))
-    kept = {k: v for k, v in resolved.items() if v is not None and (k in DECIDE or k.partition(".")[1])}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+        name = f"{modality_of(name)}_simclr"
+    found = plain(defaults_of(modality_of(name), objective_of(name))) | flatten(settings_of(name))
+    kept = {k: v for k, v in found.items() if v is not None and (k in DECIDE or k.partition(".")[1])}
+    return kept | ({"rows": ROWS[objective_of(name)]} if objective_of(name) in ROWS else {})
+
+
+def fingerprint(settings: dict) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def agrees(line: dict) -> bool:
+    """Whether a line was measured with what is shipped. An option that came later has the value that it always had."""
+    now = json.loads(json.dumps(resolved(line["cell"])))
+    was = line["settings"]
+    return line["config"] == fingerprint(was) and all(now.get(k) == v for k, v in was.items())
 
 
 def config_of(name: str, modality: str, data: Path, folder: Path, teacher: Path | None = None):
@@ -122,6 +158,8 @@ def config_of(name: str, modality: str, data: Path, folder: Path, teacher: Path 
 
     source = DATA[modality][0]
     path = data / source / "train.parquet" if modality != "audio" else folder.parent / "fsdd_train.parquet"
+    if objective_of(name) in ROWS:
+        path = fewer(path, ROWS[objective_of(name)], folder.parent)
     changes = {"output_dir": str(folder), "logging_steps": 50, "save_steps": 0, "eval_steps": 0, "report_to": "none"}
     changes |= {"data": {"name": str(path)}}
     if teacher is not None:
@@ -151,6 +189,17 @@ def rows_of(config, modality_name: str, modality, data: Path, work: Path):
         r.select(random.permutation(len(r))[:most]) for r, most in zip(loaded, (PROBE_ROWS, TEST_ROWS), strict=True)
     )
     return train, train.labels(), test, test.labels()
+
+
+def fewer(path: Path, rows: int, work: Path) -> Path:
+    """Some rows of a table, the same each time."""
+    import datasets
+
+    to = work / f"{path.parent.name}_{rows}.parquet"
+    if not to.exists():
+        table = datasets.load_dataset("parquet", data_files=str(path), split="train").shuffle(seed=0)
+        table.select(range(min(rows, len(table)))).to_parquet(str(to))
+    return to
 
 
 def split_by_speaker(folder: Path, work: Path) -> None:
@@ -273,7 +322,7 @@ def cell(name: str, modality: str, arguments) -> dict:
     if modality == "audio":
         split_by_speaker(arguments.data / "fsdd", arguments.work)
     teacher = None
-    if name.endswith("frozen_teacher"):
+    if objective_of(name) == "frozen_teacher":
         teacher = arguments.teacher if modality == "text" else exported(f"{modality}_simclr", arguments)
     config = config_of(name, modality, arguments.data, arguments.work / name, teacher)
     began, cpu = time.perf_counter(), cpu_seconds()
@@ -290,8 +339,10 @@ def cell(name: str, modality: str, arguments) -> dict:
         "verdict": figures.get("verdict"),
         "probe": probed(backbone, train, y, test, test_y),
     }
-    again = lambda _: from_run(config.run.output_dir)[1].backbone  # noqa: E731
-    return result | {"finetuned": budgets(again, train, y, test, test_y, modality)}
+    if arguments.finetune or not by_probe(name):
+        again = lambda _: from_run(config.run.output_dir)[1].backbone  # noqa: E731
+        result["finetuned"] = budgets(again, train, y, test, test_y, modality)
+    return result
 
 
 def exported(name: str, arguments) -> Path:
@@ -309,41 +360,66 @@ def cpu_seconds() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def compared(result: dict, known: dict, name: str) -> tuple[list[float], list[float], bool]:
-    """What a cell is judged by: its scores, those of the encoder without pretraining, and whether they are probes'."""
-    modality, _, objective = name.partition("_")
-    by_probe = objective not in BY_TUNING or modality == "text"
-    kinds = ("probe", "probe") if by_probe else ("finetuned", "scratch")
+def by_probe(name: str) -> bool:
+    return objective_of(name) not in BY_TUNING or modality_of(name) == "text"
+
+
+def compared(result: dict, known: dict) -> tuple[list[float], list[float]]:
+    """What a cell is judged by: its scores, and those of the encoder without pretraining."""
+    kinds = ("probe", "probe") if by_probe(result["cell"]) else ("finetuned", "scratch")
     mine, other = (max(r[kind].values(), key=statistics.mean) for r, kind in zip((result, known), kinds, strict=True))
-    return mine, other, by_probe
+    return mine, other
+
+
+def gain_of(result: dict, known: dict) -> float:
+    mine, other = compared(result, known)
+    return statistics.mean(mine) - statistics.mean(other)
+
+
+def text_of(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f} ± {statistics.pstdev(values):.1f}"
 
 
 def table(done: dict) -> str:
-    """The table of docs/benchmarks.md."""
-
-    def text(values: list[float]) -> str:
-        return f"{statistics.mean(values):.1f} ± {statistics.pstdev(values):.1f}"
-
+    """The tables of docs/benchmarks.md: all cells, and those with more than one seed."""
     rows = [
         "| cell | samples | CPU min | probe, native / mean | random | fine-tuned | scratch | plain | RankMe | counts |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, result in done.items():
-        modality, _, objective = name.partition("_")
-        known = done.get(f"reference_{modality}")
-        if name.startswith("reference") or not known:
+    count = clear = run = 0
+    for name in names():
+        known, result = done.get(f"reference_{modality_of(name)}"), done.get(name)
+        if name.startswith("reference") or "#" in name or not known or not result:
             continue
-        mine, other, by_probe = compared(result, known, name)
-        finetuned, scratch = (max(v.values(), key=statistics.mean) for v in (result["finetuned"], known["scratch"]))
-        gain = statistics.mean(mine) - statistics.mean(other)
-        verdict = f"{'yes' if gain > statistics.pstdev(mine) else 'no'}, {gain:+.1f}"
-        probe, random = (" / ".join(text(r["probe"][p]) for p in ("native", "mean")) for r in (result, known))
-        rows.append(
-            f"| {modality} {objective} | {result['samples']:,} | {result['cpu_minutes']:.1f} | {probe} | {random} "
-            f"| {text(finetuned)} | {text(scratch)} | {known['plain']:.1f} | {result['rankme'] or 0:.1f} "
-            f"| {verdict} ({'probe' if by_probe else 'fine-tuned'}) |"
+        mine, _ = compared(result, known)
+        gain = gain_of(result, known)
+        counts = gain > statistics.pstdev(mine)
+        run, count, clear = run + 1, count + counts, clear + (counts and gain >= 5)
+        probe, random = (" / ".join(text_of(r["probe"][p]) for p in ("native", "mean")) for r in (result, known))
+        finetuned, scratch = (
+            text_of(max(r[kind].values(), key=statistics.mean)) if kind in r else "–"
+            for r, kind in ((result, "finetuned"), (known, "scratch"))
         )
-    return "\n".join(rows)
+        rows.append(
+            f"| {modality_of(name)} {objective_of(name)} | {result['samples']:,} | {result['cpu_minutes']:.1f} "
+            f"| {probe} | {random} | {finetuned} | {scratch} | {known['plain']:.1f} | {result['rankme'] or 0:.1f} "
+            f"| {'yes' if counts else 'no'}, {gain:+.1f} ({'probe' if by_probe(name) else 'fine-tuned'}) |"
+        )
+    rows += ["", f"{run} of {len(MODALITIES) * len(SAMPLES)} cells run, {count} count, {clear} by 5 points."]
+    return "\n".join(rows) + scatter(done)
+
+
+def scatter(done: dict) -> str:
+    """Gains of the cells with more than one seed."""
+    rows = ["", "", "| cell | gain by seed | deviation |", "|---|---|---|"]
+    for name in SCATTER:
+        known = done.get(f"reference_{modality_of(name)}")
+        seeds = [done[n] for n in (name, f"{name}#1", f"{name}#2") if n in done]
+        if known and len(seeds) > 1:
+            gains = [gain_of(line, known) for line in seeds]
+            numbers = ", ".join(f"{g:+.1f}" for g in gains)
+            rows.append(f"| {name.replace('_', ' ', 1)} | {numbers} | {statistics.stdev(gains):.1f} |")
+    return "\n".join(rows) if len(rows) > 4 else ""
 
 
 BEGIN, END = "<!-- made by benchmarks/cells.py --docs -->", "<!-- end -->"
