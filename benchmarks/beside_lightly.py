@@ -168,9 +168,12 @@ def methods() -> dict:
             model = model or self.model
             return model(pixels, interpolate_pos_encoding=pixels.shape[-1] != self.size).last_hidden_state[:, 0]
 
-        def teach(self) -> None:
-            self.student, self.teacher = nn.ModuleList([self.model, self.head]), None
-            self.teacher = copy.deepcopy(self.student)
+        def teach(self, head) -> None:
+            """A student of the model and a head, and its teacher. The head's weight norm forbids a copy of it."""
+            self.head, other = head(), head()
+            other.load_state_dict(self.head.state_dict())
+            self.student = nn.ModuleList([self.model, self.head])
+            self.teacher = nn.ModuleList([copy.deepcopy(self.model), other])
             deactivate_requires_grad(self.teacher)
 
         def before(self, step: int) -> None:
@@ -205,7 +208,7 @@ def methods() -> dict:
             return self.small(transforms.VICRegTransform)
 
         def build(self):
-            self.head = modules.VICRegProjectionHead(self.width, self.hidden, self.out)
+            self.head = modules.heads.VICRegProjectionHead(self.width, self.hidden, self.out)
             self.criterion = losses.VICRegLoss()
 
     class MoCo(Method):
@@ -213,11 +216,10 @@ def methods() -> dict:
             return self.small(transforms.MoCoV2Transform)
 
         def build(self):
-            self.head = modules.MoCoProjectionHead(self.width, self.hidden, self.out)
             self.criterion = losses.NTXentLoss(
                 self.options["temperature"], memory_bank_size=(self.options["queue"], self.out)
             )
-            self.teach()
+            self.teach(lambda: modules.MoCoProjectionHead(self.width, self.hidden, self.out))
 
         def loss(self, views, step):
             self.last = views
@@ -230,10 +232,9 @@ def methods() -> dict:
         views = Barlow.views
 
         def build(self):
-            self.head = modules.BYOLProjectionHead(self.width, self.hidden, self.out)
             self.predictor = modules.BYOLPredictionHead(self.out, self.hidden, self.out)
             self.criterion = losses.NegativeCosineSimilarity()
-            self.teach()
+            self.teach(lambda: modules.BYOLProjectionHead(self.width, self.hidden, self.out))
 
         def loss(self, views, step):
             self.last = views
@@ -253,9 +254,9 @@ def methods() -> dict:
 
         def build(self):
             count = self.options["prototypes"]
-            self.head = modules.DINOProjectionHead(self.width, self.hidden, self.out, count, freeze_last_layer=1)
             self.criterion = losses.DINOLoss(count)
-            self.teach()
+            head = modules.DINOProjectionHead
+            self.teach(lambda: head(self.width, self.hidden, self.out, count, freeze_last_layer=1))
 
         def loss(self, views, step):
             self.last = views

@@ -39,7 +39,7 @@ def command(folder: Path, data: Path, ranks: int) -> list[str]:
     options |= {"modality.patch_size": 4, "encoder.width": 32, "encoder.depth": 1, "encoder.heads": 2}
     options |= {"objective.head.hidden": 32, "objective.head.out": 16, "per_device_train_batch_size": 8 // ranks}
     options |= {"max_steps": STEPS, "save_steps": 3, "logging_steps": 1, "eval_steps": 4, "data.eval_fraction": 0.2}
-    options |= {"report_to": "tensorboard", "device": "cpu"}
+    options |= {"report_to": "tensorboard", "report": "false", "device": "cpu"}
     return [part for key, value in options.items() for part in (f"--{key}", str(value))]
 
 
