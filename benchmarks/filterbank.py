@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jsonargparse import auto_cli
 
-from triptych.modalities.audio import Audio, padded
+from triptych.modalities.audio import Audio
 from triptych.modalities.audio_file import RATE
 
 
@@ -31,7 +31,7 @@ def main(clips: int = 16, rounds: int = 15, seconds: float = 10.0):
     extractor = modality.processor()
 
     def ours():
-        samples = [padded(wave, modality.window) for wave in waves]
+        samples = [modality.padded(wave, modality.window) for wave in waves]
         return modality.prepare(modality.collate(samples, torch.arange(clips))).data
 
     def theirs():

@@ -108,8 +108,9 @@ def window_of(image) -> str:
 
 def audio_facts(audio) -> tuple[dict[str, str], dict[str, str]]:
     facts = {
-        "Rate": "16,000 Hz, mono",
-        "Window": f"{audio.window} samples, {audio.extent[1] / 100:g} s. The processor takes the head of a longer "
+        "Rate": f"{audio.rate:,} Hz, mono, {audio.mel_bins} mel bins from 20 to {audio.rate // 2:,} Hz. The processor "
+        "refuses other rates: sounds were resampled (`torchaudio`), as the lines below do",
+        "Window": f"{audio.window} samples, {audio.seconds:g} s. The processor takes the head of a longer "
         "sound and pads a shorter one; to hear all of it, see below",
         "Pipelines": "`audio-classification` runs, with a head that is new; for features see below",
     }

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from triptych.encoders.backbone import Backbone, Pooling, apart, pool
-from triptych.modalities import BadSample, View
+from triptych.modalities import EVALUATION, BadSample, View
 from triptych.training.loader import as_it_is, name_of
 from triptych.training.sources import Rows
 
@@ -37,7 +37,7 @@ def extract(
 ) -> Features:
     """Features by pooling: `native` is what the native head reads, `mean` that of all pieces (`Modality.average`).
 
-    A row that is several samples (a long text) or longer than the window (a long sound) gets the mean of all of them.
+    A row that is several samples, as long texts and sounds are, gets the mean of all of them.
     `workers`: see `views`.
     """
     total: dict[str, np.ndarray] = {}
@@ -108,7 +108,7 @@ def views(
     table = modality.samples(rows.table, rows.column)
     owner = np.asarray(table["source_row"]) if "source_row" in table.column_names else np.arange(len(table))
     feed = DataLoader(
-        Parts(table, rows.column, modality, batch),
+        EvaluationViews(table, rows.column, modality, batch),
         batch_size=None,
         collate_fn=as_it_is,
         num_workers=workers,
@@ -121,8 +121,8 @@ def views(
             yield modality.prepare(made["view"].to(device)), owner[made["sample"]], made["sample"]
 
 
-class Parts(IterableDataset):
-    """Evaluation views of a table's samples, in batches that do not grow with the length of a sample."""
+class EvaluationViews(IterableDataset):
+    """Evaluation views of a table's samples, in batches."""
 
     def __init__(self, table, column: str, modality, batch: int):
         self.table, self.column, self.modality, self.batch = table, column, modality, batch
@@ -134,14 +134,13 @@ class Parts(IterableDataset):
         for start in range(first * READ, len(self.table), step * READ):
             for i, cell in enumerate(self.table[start : start + READ][self.column], start):
                 try:
-                    for part in self.modality.parts(self.modality.read(cell)):
-                        made.append(part)
-                        sample.append(i)
-                        if len(made) == self.batch:
-                            yield self._batch(made, sample, bad)
-                            made, sample, bad = [], [], {}
+                    made.append(self.modality.view(self.modality.read(cell), EVALUATION, 0))
+                    sample.append(i)
                 except BadSample as error:
                     bad[i] = name_of(cell), str(error)
+                if len(made) == self.batch:
+                    yield self._batch(made, sample, bad)
+                    made, sample, bad = [], [], {}
         yield self._batch(made, sample, bad)
 
     def _batch(self, made: list[dict], sample: list[int], bad: dict) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from triptych.encoders.backbone import Backbone, pool
-from triptych.modalities import ViewSpec
+from triptych.modalities import EVALUATION, ViewSpec
 from triptych.modalities.hashing import mix
 from triptych.training.sources import Rows
 
@@ -69,7 +69,7 @@ def finetune(
     owner, cells = _samples(test)
     scores = np.zeros((len(test), classes))
     with torch.no_grad():
-        parts = ((row, part) for row, cell in zip(owner, cells, strict=True) for part in modality.parts(cell))
+        parts = ((r, modality.view(cell, EVALUATION, 0)) for r, cell in zip(owner, cells, strict=True))
         while some := list(islice(parts, 250)):
             row, made = zip(*some, strict=True)
             view = modality.prepare(modality.collate(list(made), torch.zeros(len(made), dtype=torch.long)))

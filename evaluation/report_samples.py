@@ -14,7 +14,7 @@ from triptych.evaluation.features import extract
 from triptych.evaluation.report_page import MARKERS, OKABE_ITO, Section, data_url, drawn, words
 from triptych.modalities import EVALUATION, BadSample, View
 from triptych.modalities.exhibit import Exhibit, Seen
-from triptych.training.loader import Samples, held_out
+from triptych.training.loader import Samples, division, held_out
 from triptych.training.sources import Rows
 
 SEEN, ASKED, NEAR = 6, 12, 5  # samples whose views are shown; whose neighbours are; neighbours
@@ -25,6 +25,7 @@ SIDE, LARGE, PLAYED = (
     5.0,
 )  # pixels of a small picture, of a large one at most; seconds of sound that are played
 GREY = 127  # where something was hidden
+RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # that MP3 has, in Hz
 
 
 def sections(objective, rows: Rows, fraction: float) -> list[Section]:
@@ -62,10 +63,10 @@ def some(count: int, most: int, first: np.ndarray | None = None) -> np.ndarray:
 @torch.no_grad()
 def seen(objective, rows: Rows, fraction: float) -> tuple[str, str]:
     """Each view of some samples: as it is, without what was hidden, with what was guessed there."""
-    modality, (_, held) = objective.backbone.modality, held_out(len(rows), fraction)
+    modality, (_, held) = objective.backbone.modality, held_out(rows.recordings(), fraction)
     index = some(len(rows), 4 * SEEN, held)
-    samples = modality.samples(rows.table.select(index), rows.column).select_columns([rows.column])
-    feed = Samples(samples, rows.column, modality, objective.views, 0, len(samples), index)
+    samples, numbers = division(rows, index)
+    feed = Samples(samples, rows.column, modality, objective.views, 0, len(samples), numbers)
     views = feed.__getitems__([(0, i) for i in range(min(SEEN, len(samples)))])["views"]
     prepared = [modality.prepare(view) for view in views]
     lines: list[tuple[str, list[str]]] = []
@@ -142,6 +143,11 @@ def encoded_picture(pixels: np.ndarray) -> str:
 def encoded_sound(wave: np.ndarray, rate: int, seconds: float = PLAYED) -> str:
     import soundfile
 
+    if rate not in RATES:
+        from torchaudio.functional import resample
+
+        nearest = min(RATES, key=lambda known: abs(known - rate))
+        wave, rate = resample(torch.as_tensor(wave), rate, nearest).numpy(), nearest
     wave, file = np.asarray(wave[: round(seconds * rate)], dtype=np.float64), io.BytesIO()
     wave = wave / max(1e-9, np.abs(wave).max()) * 0.9
     soundfile.write(file, wave, rate, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.8)

@@ -1,46 +1,46 @@
 """Sound: windows of files in the workers, log-mel filterbanks cut into tiles on the device."""
 
-import io
 import math
 import os
-from collections.abc import Iterator
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from triptych.modalities.audio_file import FRAME, RATE, Clip
-from triptych.modalities.base import BadSample, Grid, bytes_or_path
+from triptych.modalities.audio_file import RATE, Clip, encoded
+from triptych.modalities.audio_windows import Windows, audible, over, windows_of
+from triptych.modalities.base import BadSample, Grid, NoSamples, bytes_or_path, span_of
 from triptych.modalities.domains import Each, NotNegative, Part, Positive, Probability, Within
 from triptych.modalities.exhibit import Exhibit, Seen
-from triptych.modalities.hashing import generator, uniform
+from triptych.modalities.filterbank import Framing, before, filterbank, framing, interpolated
+from triptych.modalities.hashing import generator
 from triptych.modalities.precision import full
 from triptych.modalities.view import View, ViewSpec
 
-HOP, FFT = 160, 512  # 10 ms between frames, in samples; Kaldi's, as ASTFeatureExtractor has them
-FLOOR = torch.finfo(torch.float32).eps  # of a mel energy, before the logarithm
-FITTED = 256  # clips from which the statistics are taken
-CACHED = 512  # frames whose intermediate results fit a core's cache
+FITTED = 256  # windows from which the statistics are taken
 VIEW, MIX = 1, 2  # what a view's random numbers are for
 SHADES = 2.5  # deviations on either side of the mean that are told apart where a spectrogram is shown
-SALT = 0xA0D10  # keeps the window of a long file apart from what else a seed is used for
 
 
 class Audio(Grid):
-    """Sound of any kind that libsndfile reads, mixed down, at 16 kHz, as tiles of a log-mel spectrogram.
+    """Sound of any kind that libsndfile reads, mixed down, at one rate, as tiles of a log-mel spectrogram.
 
-    The front end is `ASTFeatureExtractor`'s. A file that is longer than the window gives a random window in training.
-    In evaluation it gives all of its windows, one after another, of which the last is moved back to end where the file
-    ends. A shorter one is padded as the extractor does; padded tiles are attended as the native class does, but are
-    never targets.
+    The front end is `ASTFeatureExtractor`'s. A recording that is longer than the window is cut into windows: every
+    second of it is in one of them, and the last is moved back to end where the recording ends. Training has each as a
+    sample; in evaluation they follow each other, and the recording's vector is the mean of theirs. A shorter one is
+    padded as the extractor does; padded tiles are attended as the native class does, but are never targets.
 
     Args:
         seconds: length of the window, rounded up to whole tiles; the native extractor makes 100 frames a second.
-        mel_bins: mel bins from 20 Hz to 8 kHz; a multiple of the tile's height, or with a stride at least that.
+        hop: seconds from one window of a recording to the next in training, at most the window. Default: the window.
+        silence: training leaves out windows whose level (RMS) is more than this many dB below that of the loudest of
+            their recording, and those that are nothing but zeros; 40 leaves out pauses. Default: none.
+        rate: samples a second, to which all sounds are resampled.
+        mel_bins: mel bins from 20 Hz to half of the rate, the only range that the native extractor has; a multiple of
+            the tile's height, or with a stride at least that.
         tile: mel bins and frames of a tile; at least as tall as wide. Full-height columns (128, 4) learn short sounds
             far sooner than squares.
         stride: mel bins and frames from one tile to the next; smaller than the tile's, tiles overlap (the published
@@ -65,7 +65,7 @@ class Audio(Grid):
     rising = True
     features = ("Audio",)
     # Also those that libsndfile cannot decode, so that they are counted and named, not passed over in silence.
-    sizes = ("seconds", "mel_bins", "tile", "stride")
+    sizes = ("seconds", "hop", "silence", "rate", "mel_bins", "tile", "stride")
     suffixes = tuple(
         ".wav .flac .ogg .oga .opus .mp3 .mp2 .aiff .aif .aifc .au .snd .caf .w64 .rf64 .wave .sph .voc "
         ".m4a .m4b .aac .mp4 .webm .mka .weba .wma .amr .3gp .ape .wv .ac3 .dts .spx".split()
@@ -74,6 +74,9 @@ class Audio(Grid):
     def __init__(
         self,
         seconds: Positive = 10.0,
+        hop: Positive | None = None,
+        silence: Positive | None = None,
+        rate: Annotated[int, Within("[1000, 384000]")] = RATE,
         mel_bins: Annotated[int, Within("[4, inf)")] = 128,
         tile: Annotated[tuple[int, int], Each("[1, inf)")] = (16, 16),
         stride: Annotated[tuple[int, int], Each("[1, inf)")] | None = None,
@@ -117,8 +120,9 @@ class Audio(Grid):
             raise ValueError(f"modality.seconds {seconds} is not above 0; try 10")
         if not 0 <= mixup < 1:
             raise ValueError(f"modality.mixup {mixup} is not between 0 and 1, the latter excluded; try 0.4")
-        self.mel_bins = mel_bins
-        self.extent = (mel_bins, self.frames(math.ceil((round(100 * seconds, 6) - width) / self.stride[1]) + 1))
+        self.rate, self.mel_bins, self.silence = rate, mel_bins, silence
+        wanted = round(rate / self.framing.hop * seconds, 6)  # frames
+        self.extent = (mel_bins, self.frames(math.ceil((wanted - width) / self.stride[1]) + 1))
         self.channels = 1
         self.learned_positions = positions == "learned"
         self.target, self.variance_floor = target, variance_floor
@@ -126,6 +130,12 @@ class Audio(Grid):
         self.roll, self.gain, self.stretch, self.frequency_scale = roll, gain, stretch, frequency_scale
         self.time_mask, self.frequency_mask, self.mixup = time_mask, frequency_mask, mixup
         self.mean, self.std = mean, std
+        self.hop = self.window if hop is None else max(1, round(hop * rate))
+        if self.hop > self.window:
+            raise ValueError(
+                f"modality.hop {hop:g} is longer than the window, {self.window / rate:.3f} seconds: what lies between "
+                "two would never be heard; give at most that, or leave modality.hop out"
+            )
         # The native kernel is square: of a tall tile it reaches beyond the tile's width, with weights of zero.
         self.native_frames = self.extent[1] + height - width
 
@@ -139,9 +149,18 @@ class Audio(Grid):
         return (max(1, tiles) - 1) * self.stride[1] + self.tile[1]
 
     @property
+    def framing(self) -> Framing:
+        return framing(self.rate)
+
+    @property
     def window(self) -> int:
         """Samples of the full view: what fills all of its frames."""
-        return samples(self.extent[1])
+        return self.framing.samples(self.extent[1])
+
+    @property
+    def seconds(self) -> float:
+        """Length of the full view, at which all of its frames begin."""
+        return self.extent[1] * self.framing.hop / self.rate
 
     def scaled(self, size: float) -> tuple[int, int]:
         """A smaller view is shorter; it has all frequencies."""
@@ -152,14 +171,17 @@ class Audio(Grid):
         if self.mean is not None and self.std is not None:
             return
         total = torch.zeros(3, dtype=torch.float64)
-        for i in np.linspace(0, len(rows) - 1, min(FITTED, len(rows))).astype(int):
+        tried = np.linspace(0, len(rows) - 1, min(FITTED, len(rows))).astype(int)
+        for i in tried:
             try:
                 clip = self.read(rows[int(i)][column])
-                view = padded(clip.window(max(0, clip.length - self.window) // 2, self.window), self.window)
+                for start in self._spread(clip.length, FITTED // len(tried)):
+                    view = self.padded(clip.window(start, self.window), self.window)
+                    values = filterbank(view["data"][None], self.mel_bins, self.rate)
+                    values = values[0, : view["valid_frames"]].double()
+                    total += torch.stack([torch.tensor(values.numel()), values.sum(), values.square().sum()])
             except BadSample:
                 continue
-            values = filterbank(view["data"][None], self.mel_bins)[0, : view["valid_frames"]].double()
-            total += torch.stack([torch.tensor(values.numel()), values.sum(), values.square().sum()])
         if not total[0]:
             raise ValueError(f"none of {min(FITTED, len(rows))} rows tried of column {column!r} is readable as sound")
         mean = total[1] / total[0]
@@ -168,6 +190,55 @@ class Audio(Grid):
         # Nothing but silence has no deviation.
         self.std = self.std if self.std is not None else float(std) if std > 1e-3 else 1.0
 
+    def _spread(self, length: int, most: int) -> list[int]:
+        """Where some windows of a recording begin, in its middle and evenly around it."""
+        count = min(most, len(windows_of(length, self.window)))
+        return [max(0, length - self.window) * (number + 1) // (count + 1) for number in range(count)]
+
+    def starts(self, rows, column: str) -> tuple[list[list[int]], str | None]:
+        lengths = self._lengths(rows, column)
+        every = [windows_of(length, self.window, self.hop) for length in lengths]
+        kept = every if self.silence is None else list(over(rows, column, self._audible, every))
+        count, left = sum(map(len, every)), sum(map(len, every)) - sum(map(len, kept))
+        if count == len(rows) and not left:
+            return kept, None
+        hours = sum(lengths) / self.rate / 3600
+        silent = f", {left:,} of which are silent and left out" if self.silence is not None else ""
+        return kept, f"{hours:.3g} hours of sound in {count:,} windows of {self.window / self.rate:.4g} s{silent}"
+
+    def samples(self, rows, column: str, starts: list[list[int]] | None = None):
+        """Windows of the rows (`Windows`), or the rows themselves where none is longer than a window.
+
+        Without `starts` windows follow each other, and none is left out.
+        """
+        if starts is None:
+            starts = [windows_of(length, self.window) for length in self._lengths(rows, column)]
+        if all(some == [0] for some in starts):
+            return rows
+        if not any(starts):
+            raise NoSamples(f"column {column!r}: none of {len(rows)} rows has any sound (modality.silence)")
+        return Windows.of(rows, column, starts)
+
+    def _lengths(self, rows, column: str) -> list[int]:
+        """Samples that the header of each row promises."""
+        return list(over(rows, column, self._length))
+
+    def _length(self, cell: Any) -> int:
+        try:
+            return self._clip(cell, 0).length
+        except BadSample:  # said when it is its turn
+            return 0
+
+    def _audible(self, cell: Any, starts: list[int]) -> list[int]:
+        try:
+            return audible(self.read(cell), starts, self.window, self.silence)
+        except BadSample:
+            return starts
+
+    def _clip(self, cell: Any, window: int) -> Clip:
+        start = cell.get("start") if isinstance(cell, dict) else None
+        return Clip(bytes_or_path(cell), window, self.rate, span_of(cell), start)
+
     def processor(self):
         from transformers import ASTFeatureExtractor
 
@@ -175,7 +246,7 @@ class Audio(Grid):
         return ASTFeatureExtractor(
             num_mel_bins=self.mel_bins,
             max_length=self.native_frames,
-            sampling_rate=RATE,
+            sampling_rate=self.rate,
             mean=mean,
             std=std,
         )
@@ -208,30 +279,32 @@ class Audio(Grid):
         return {"bytes": encoded(*value), "path": None}
 
     def read(self, value) -> Clip:
-        """`{"bytes", "path"}` or a path -> a clip. No more than one window of it is decoded, now or later."""
-        return Clip(bytes_or_path(value), self.window)
+        """`{"bytes", "path"}` or a path -> a clip. No more than one window of it is decoded, now or later.
+
+        A path may name a segment (`base.segment`). With `start` in the cell, as `samples` makes them, the clip is one
+        window.
+        """
+        return self._clip(value, self.window)
 
     def describe(self, cell) -> str:
         clip = self.read(cell)
-        return f"{clip.length / RATE:.2f} s of sound, {clip.rate} Hz in the file"
+        return f"{clip.length / self.rate:.2f} s of sound, {clip.rate} Hz in the file"
 
     def view(self, sample: Clip, spec: ViewSpec, seed: int) -> dict[str, Tensor]:
         """`data [s]` the waveform, padded; `valid_frames` without padding; what to do on the device, if anything."""
+        wave = sample.window(0, self.window)  # the processor, too, takes the head
         if spec.strength == "none":
-            return padded(sample.window(0, self.window), self.window)  # the processor, too, takes the head
-        # All views of a long file are of one window: two hours hold much that is no positive pair.
-        start = int(uniform(seed, SALT) * (max(0, sample.length - self.window) + 1))
-        wave = sample.window(start, self.window)
+            return self.padded(wave, self.window)
         random = generator(seed, spec.index, VIEW)
-        room = samples(self.frames(self.scaled(spec.size)[1]))
-        length = min(room, max(FRAME, round(len(wave) * random.uniform(*spec.scale))), len(wave))
+        room = self.framing.samples(self.frames(self.scaled(spec.size)[1]))
+        length = min(room, max(self.framing.frame, round(len(wave) * random.uniform(*spec.scale))), len(wave))
         start = int(random.integers(0, len(wave) - length + 1))
         wave = np.roll(wave[start : start + length], round(random.uniform(-1, 1) * self.roll * length))
         wave = wave * np.float32(math.exp(random.uniform(-1, 1) * self.gain / 2))
         strong = spec.strength == "strong"
         speed, pitch = np.exp(random.uniform(-1, 1, 2) * np.log1p([self.stretch, self.frequency_scale]))
         masks = random.random(4) * strong * [self.time_mask, 1, self.frequency_mask, 1]
-        return padded(wave, room) | {"warp": torch.tensor([speed, pitch, *masks], dtype=torch.float32)}
+        return self.padded(wave, room) | {"warp": torch.tensor([speed, pitch, *masks], dtype=torch.float32)}
 
     def mixes(self, spec: ViewSpec) -> bool:
         return spec.strength == "strong" and self.mixup > 0
@@ -239,23 +312,25 @@ class Audio(Grid):
     def mix_in(self, made: dict[str, Tensor], other: Clip, spec: ViewSpec, seed: int) -> dict[str, Tensor]:
         random, data = generator(seed, spec.index, MIX), made["data"]
         share = random.random() * self.mixup
-        start = int(random.integers(0, max(0, other.length - self.window) + 1))
-        wave = other.window(start, self.window)
+        wave = other.window(0, self.window)
         start = int(random.integers(0, max(0, len(wave) - len(data)) + 1))
-        background = padded(wave[start:], len(data))["data"]
+        background = self.padded(wave[start:], len(data))["data"]
         return made | {"data": (1 - share) ** 0.5 * data + share**0.5 * background}
 
-    def parts(self, sample: Clip) -> Iterator[dict[str, Tensor]]:
-        """Windows that follow each other; the last is moved back, to end where the sound ends."""
-        for start in starts(sample.length, self.window):
-            yield padded(sample.window(start, self.window), self.window)
+    def padded(self, wave: np.ndarray, length: int) -> dict[str, Tensor]:
+        """`data` of that length and `valid_frames`, those without padding."""
+        wave = wave[:length]
+        data = torch.empty(length)
+        data[: len(wave)] = torch.from_numpy(wave)
+        data[len(wave) :] = 0
+        return {"data": data, "valid_frames": torch.tensor(self.framing.frames(len(wave)))}
 
     @torch.no_grad()
     def prepare(self, view: View) -> View:
         """Waveforms `[B s]` -> tiles. The order of operations is the native extractor's, so results are equal."""
         mean, std = self.statistics
         valid = view.valid_frames
-        values = filterbank(view.data, self.mel_bins)
+        values = filterbank(view.data, self.mel_bins, self.rate)
         if view.warp is not None:
             with full(values.device):
                 values, valid = self.warp(values, valid, view.warp)
@@ -281,6 +356,8 @@ class Audio(Grid):
         super().check_shown(other, pieces)
         if other.mel_bins != self.mel_bins:
             raise ValueError(f"it hears {other.mel_bins} mel bins, the student {self.mel_bins} (modality.mel_bins)")
+        if other.rate != self.rate:
+            raise ValueError(f"it hears {other.rate:,} samples a second, the student {self.rate:,} (modality.rate)")
         other.statistics  # noqa: B018  # refuses where they are not known
 
     def exhibit(self, view: View, seen: Seen | None = None) -> list[Exhibit]:
@@ -290,8 +367,8 @@ class Audio(Grid):
         shades = shades.clamp(0, 1).cpu()
         if view.position is not None:
             return [Exhibit(picture=one.numpy()) for one in shades]
-        ends = [samples(int(frames)) for frames in view.valid_frames]
-        waves = [(wave[:end].cpu().numpy(), RATE) for wave, end in zip(view.data, ends, strict=True)]
+        ends = [self.framing.samples(int(frames)) for frames in view.valid_frames]
+        waves = [(wave[:end].cpu().numpy(), self.rate) for wave, end in zip(view.data, ends, strict=True)]
         return [Exhibit(one.numpy(), wave) for one, wave in zip(shades, waves, strict=True)]
 
     def warp(self, values: Float[Tensor, "b f m"], valid: Tensor, warp: Float[Tensor, "b 6"]):
@@ -310,92 +387,3 @@ class Audio(Grid):
         band = torch.arange(values.shape[2], device=values.device) / values.shape[2] - low * (1 - wide)
         hit = ((time >= 0) & (time < long))[:, :, None] | ((band >= 0) & (band < wide))[:, None, :]
         return values.masked_fill(hit, 0.0)
-
-
-def encoded(wave: Any, rate: Any) -> bytes:
-    """A wave as a file of the same values."""
-    import soundfile
-
-    wave = np.asarray(wave)
-    if not isinstance(rate, (int, float, np.number)) or not float(rate).is_integer() or rate < 1:
-        raise ValueError(f"the rate of a wave is its samples a second, not {rate!r}")
-    if wave.ndim not in (1, 2) or wave.ndim == 2 and wave.shape[1] > max(64, wave.shape[0]):
-        raise ValueError(f"a wave is an array [samples] or [samples channels], this one is {list(wave.shape)}")
-    kinds = {"int16": "PCM_16", "int32": "PCM_32", "float32": "FLOAT", "float64": "FLOAT"}
-    if wave.dtype.name not in kinds:
-        raise ValueError(f"a wave of {wave.dtype}: give floats, int16 or int32")
-    file = io.BytesIO()
-    soundfile.write(file, wave, int(rate), format="WAV", subtype=kinds[wave.dtype.name])
-    return file.getvalue()
-
-
-def starts(length: int, window: int) -> list[int]:
-    """Where the windows of a sound begin. The model card has the same line."""
-    return [*range(0, length - window, window), max(0, length - window)]
-
-
-def samples(frames: int) -> int:
-    """Samples that give so many frames."""
-    return (frames - 1) * HOP + FRAME
-
-
-def padded(wave: np.ndarray, length: int) -> dict[str, Tensor]:
-    wave = wave[:length]
-    data = torch.empty(length)
-    data[: len(wave)] = torch.from_numpy(wave)
-    data[len(wave) :] = 0
-    valid = 1 + (len(wave) - FRAME) // HOP
-    return {"data": data, "valid_frames": torch.tensor(valid)}
-
-
-def interpolated(values: Float[Tensor, "b f m"], speed: Float[Tensor, " b"], pitch: Float[Tensor, " b"]):
-    """Values of each clip at frames `t · speed` and bins `k · pitch`, linear between neighbours, the last ones kept."""
-    batch, frames, bins = values.shape
-    time = torch.arange(frames, device=values.device) * speed[:, None]
-    low = time.long().clamp(max=frames - 1)
-    row = frames * torch.arange(batch, device=values.device)[:, None]
-    flat = values.flatten(0, 1)  # whole rows are taken from it, which is several times faster than grid_sample
-    values = torch.lerp(flat[row + low], flat[row + (low + 1).clamp(max=frames - 1)], (time - low)[..., None])
-    bin = torch.arange(bins, device=values.device)
-    place = (bin * pitch[:, None]).clamp(max=bins - 1)
-    return values @ (1 - (bin[:, None] - place[:, None]).abs()).relu()
-
-
-def before(valid: Tensor, values: Float[Tensor, "b f m"]) -> Bool[Tensor, "b f 1"]:
-    """True for the first `valid` frames of each clip."""
-    return (torch.arange(values.shape[1], device=values.device) < valid[:, None])[:, :, None]
-
-
-@lru_cache(maxsize=8)
-def tables(bins: int, device: torch.device):
-    """The window and the mel bank `[257 bins]` on a device."""
-    from torchaudio.compliance.kaldi import get_mel_banks
-
-    bank, _ = get_mel_banks(bins, FFT, RATE, 20.0, 0.0, 100.0, -500.0, 1.0)  # 20 Hz to 8 kHz, no warping
-    return torch.hann_window(FRAME, periodic=False, device=device), F.pad(bank, (0, 1)).T.contiguous().to(device)
-
-
-def filterbank(wave: Float[Tensor, "b s"], bins: int) -> Float[Tensor, "b f bins"]:
-    """Kaldi's log-mel filterbank of a batch, as `torchaudio.compliance.kaldi.fbank` makes it of a clip.
-
-    The operations are Kaldi's in Kaldi's order, since near the floor another rounding shows. On a CPU a few seconds of
-    frames at a time, which stay in its cache.
-    """
-    window, bank = tables(bins, wave.device)
-    frames = wave.unfold(-1, FRAME, HOP)
-    rows, block = frames.shape[:2]
-    if wave.device.type == "cpu":
-        rows, block = max(1, CACHED // block), min(CACHED, block)
-    mel = wave.new_empty(*frames.shape[:2], bins)
-    padded = mel.new_zeros(rows * block, FFT)
-    for source, target in zip(frames.split(rows), mel.split(rows), strict=True):
-        for part, into in zip(source.split(block, 1), target.split(block, 1), strict=True):
-            x = (part - part.mean(-1, keepdim=True)).flatten()
-            # Preemphasis. A frame's first sample takes the last of another; the window is 0 there.
-            x[1:].sub_(0.97 * x[:-1])
-            windowed = padded[: len(x) // FRAME]
-            torch.mul(x.view(-1, FRAME), window, out=windowed[:, :FRAME])
-            real, imaginary = torch.view_as_real(torch.fft.rfft(windowed)).unbind(-1)
-            with full(wave.device):
-                torch.mm(real.square().addcmul_(imaginary, imaginary), bank, out=into.view(-1, bins))
-    return mel.clamp_(min=FLOOR).log_()

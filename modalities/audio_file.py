@@ -1,17 +1,18 @@
-"""Sound files of any kind that libsndfile reads: windows of them, decoded alone, mono at 16 kHz."""
+"""Sound files of any kind that libsndfile reads: windows of them, decoded alone, mono, at one rate."""
 
 import io
 import math
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
-from triptych.modalities.base import BadSample
+from triptych.modalities.base import BadSample, Span
+from triptych.modalities.filterbank import framing
 
-RATE = 16_000  # samples a second, of all that follows decoding
-FRAME = 400  # 25 ms, in samples: a filterbank's frame, and the least length
+RATE = 16_000  # samples a second of all that follows decoding, where nothing else is said
 REACH = 6.1  # of a resampling filter, to each side, in samples at the lower of the two rates
 LOUDEST = 16.0  # largest sane amplitude; full scale is 1, floats of a mix may pass it by some dB
 
@@ -19,41 +20,73 @@ LOUDEST = 16.0  # largest sane amplitude; full scale is 1, floats of a mix may p
 class Clip:
     """One file whose header was read. Windows are decoded alone; a clip of at most `window` samples stays decoded.
 
+    Args:
+        source: a file's bytes or its path.
+        window: samples that are wanted at once.
+        rate: samples a second that are wanted, whatever the file has.
+        span: seconds of the file where the clip begins and ends: all of it is as if the rest had been cut off.
+        start: the clip is the window that begins at this sample alone, cut from the whole.
+
     Raises `BadSample`, also later, when a window turns out not to be what the header promised.
     """
 
-    def __init__(self, source: bytes | str, window: int):
-        self.source, self.wave, self.latest = source, None, ((0, 0), None)
+    def __init__(
+        self, source: bytes | str, window: int, rate: int = RATE, span: Span | None = None, start: int | None = None
+    ):
+        self.source, self.wave, self.latest, self.wanted = source, None, ((0, 0), None), rate
         try:
             file = self._open()
         except Exception as error:  # libsndfile's, and Python's when a path cannot be opened
             raise BadSample(reason(source, error)) from error
         with file:
-            self.rate, self.frames = file.samplerate, file.frames
+            self.rate, self.frames, self.first = file.samplerate, file.frames, 0
             if not 1_000 <= self.rate <= 1_000_000:
                 raise BadSample(f"a rate of {self.rate} Hz in the header")
+            if span is not None:
+                self._narrow(*span)
             # Nearly always exact; the filters of a rate like 44,101 Hz would take gigabytes.
-            self.ratio = Fraction(RATE, self.rate).limit_denominator(1000)
+            self.ratio = Fraction(rate, self.rate).limit_denominator(1000)
             self.length = math.ceil(self.frames * self.ratio)
-            check_length(self.length)
+            self._check(self.length)
             if self.length <= window:
                 self.wave = self._decode(file, 0, self.frames)
+            elif start is not None:
+                self.wave = self._window(file, start, window)
+            if self.wave is not None:
                 self.length = len(self.wave)
 
     def window(self, start: int, length: int) -> np.ndarray:
-        """Samples at 16 kHz from `start` on, `length` or what there is: those of the whole file, cut there."""
+        """Samples at the wanted rate from `start` on, `length` or what there is: those of the whole, cut there."""
         if self.wave is not None:
             return self.wave[start : start + length]
         if self.latest[0] != (start, length):  # several views ask for the same window
-            # With the neighbours that the resampling filter reaches, from where its phase is that of the file's start.
-            up, down = self.ratio.numerator, self.ratio.denominator
-            reach = math.ceil(REACH / min(up, down)) + 1
-            block = max(0, start // up - reach)
-            end = min(self.frames, (math.ceil((start + length) / up) + reach) * down)
             with self._open() as file:
-                wave = self._decode(file, block * down, end - block * down)
-            self.latest = (start, length), wave[start - block * up :][:length]
+                self.latest = (start, length), self._window(file, start, length)
         return self.latest[1]
+
+    def _window(self, file, start: int, length: int) -> np.ndarray:
+        # With the neighbours that the resampling filter reaches, from where its phase is that of the file's start.
+        up, down = self.ratio.numerator, self.ratio.denominator
+        reach = math.ceil(REACH / min(up, down)) + 1
+        block = max(0, start // up - reach)
+        end = min(self.frames, (math.ceil((start + length) / up) + reach) * down)
+        return self._decode(file, block * down, end - block * down)[start - block * up :][:length]
+
+    def _narrow(self, start: float, end: float) -> None:
+        """To some seconds of the file. What lies beyond its end is not there; nothing but that is refused."""
+        first, last = round(start * self.rate), min(round(end * self.rate), self.frames)
+        if first >= self.frames:
+            raise BadSample(
+                f"its seconds {start:g} to {end:g} are beyond its end ({self.frames / self.rate:g} s); times are "
+                "seconds from the start of the file"
+            )
+        self.first, self.frames = first, last - first
+
+    def _check(self, samples: int) -> None:
+        if samples < (least := framing(self.wanted).frame):
+            raise BadSample(
+                f"{samples} samples at {self.wanted:,} Hz; the least length is {least}, one frame of the filterbank"
+            )
 
     def _open(self):
         import soundfile
@@ -67,8 +100,8 @@ class Clip:
 
     def _decode(self, file, begin: int, count: int) -> np.ndarray:
         try:
-            if begin:
-                file.seek(begin)
+            if self.first + begin:
+                file.seek(self.first + begin)
             wave = file.read(count, dtype="float32", always_2d=True)
         except Exception as error:
             raise BadSample(f"cannot be decoded at {begin / self.rate:.1f} s of {self._promise()}: {error}") from error
@@ -82,16 +115,28 @@ class Clip:
         wave = torch.from_numpy(wave) @ torch.full((channels,), 1 / channels)  # the mean, several times faster
         if self.ratio != 1:
             wave = resampler(self.ratio)(wave)
-        check_length(len(wave))
+        self._check(len(wave))
         return wave.numpy()
 
     def _promise(self) -> str:
         return f"the {self.frames / self.rate:.1f} s that its header promises"
 
 
-def check_length(samples: int) -> None:
-    if samples < FRAME:
-        raise BadSample(f"{samples} samples at 16 kHz; the least length is {FRAME}, one frame of the filterbank")
+def encoded(wave: Any, rate: Any) -> bytes:
+    """A wave as a file of the same values."""
+    import soundfile
+
+    wave = np.asarray(wave)
+    if not isinstance(rate, (int, float, np.number)) or not float(rate).is_integer() or rate < 1:
+        raise ValueError(f"the rate of a wave is its samples a second, not {rate!r}")
+    if wave.ndim not in (1, 2) or wave.ndim == 2 and wave.shape[1] > max(64, wave.shape[0]):
+        raise ValueError(f"a wave is an array [samples] or [samples channels], this one is {list(wave.shape)}")
+    kinds = {"int16": "PCM_16", "int32": "PCM_32", "float32": "FLOAT", "float64": "FLOAT"}
+    if wave.dtype.name not in kinds:
+        raise ValueError(f"a wave of {wave.dtype}: give floats, int16 or int32")
+    file = io.BytesIO()
+    soundfile.write(file, wave, int(rate), format="WAV", subtype=kinds[wave.dtype.name])
+    return file.getvalue()
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,7 @@
 """What a modality is: the adapter between a row of data and the pieces that an embedding sees. It has no parameters."""
 
 import os
-from collections.abc import Iterator
+import re
 from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import unquote_to_bytes
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych.modalities.exhibit import Exhibit, Seen
-from triptych.modalities.view import EVALUATION, View, ViewSpec
+from triptych.modalities.view import View, ViewSpec
 
 
 class BadSample(ValueError):
@@ -24,10 +24,34 @@ class NoSamples(ValueError):
     """Rows of which none gives a sample."""
 
 
+Span = tuple[float, float]  # seconds of a recording: where it begins and ends
+SPAN = re.compile(r"#t=([0-9.e+-]+),([0-9.e+-]+)$")
+
+
+def segment(path: str, span: Span) -> str:
+    """The name of some seconds of a recording: `a.wav#t=1.5,4.0`, as the W3C's Media Fragments URI 1.0 has it."""
+    start, end = map(float, span)
+    return f"{path}#t={start},{end}"
+
+
+def recording(path: str) -> str:
+    """The recording that a path names, or of which it names a segment."""
+    return SPAN.sub("", path)
+
+
+def span_of(cell: Any) -> Span | None:
+    """Seconds that a cell `{"bytes", "path"}` or a path names; None for all of it."""
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    found = SPAN.search(path) if isinstance(path, str) else None
+    return (float(found[1]), float(found[2])) if found else None
+
+
 def bytes_or_path(cell: Any) -> Any:
     """A cell `{"bytes", "path"}` or a path -> bytes, where they are at hand or in an archive, or else the path."""
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell["path"]
+    if isinstance(cell, str):
+        cell = recording(cell)
     if isinstance(cell, str) and cell.startswith("file://"):  # a name that is not UTF-8
         return os.fsdecode(unquote_to_bytes(cell.removeprefix("file://")))
     if isinstance(cell, str) and "://" in cell:
@@ -60,8 +84,19 @@ class Modality:
         """A teacher's embedding shares it: after `fit` nothing in it changes."""
         return self
 
-    def samples(self, rows, column: str):
-        """The `datasets.Dataset` of samples for one of rows; by default each row is a sample."""
+    def starts(self, rows, column: str) -> tuple[list[list[int]] | None, str | None]:
+        """Where the windows of each row begin that training sees, as plain data, and a line about them for the user.
+
+        For modalities that must look into every row to find out: the ranks of a run share what one of them found.
+        None: `samples` finds out.
+        """
+        return None, None
+
+    def samples(self, rows, column: str, starts: list[list[int]] | None = None):
+        """The table of samples for a `datasets.Dataset` of rows; by default each row is a sample.
+
+        Rows that are cut into windows have a `source_row`, the row's index. `starts`: those of training, by row.
+        """
         return rows
 
     def fit(self, rows, column: str) -> str | None:
@@ -116,10 +151,6 @@ class Modality:
     def describe(self, cell: Any) -> str:
         """What a cell holds, in a few words. Raises `BadSample`."""
         raise NotImplementedError
-
-    def parts(self, sample: Any) -> Iterator[dict[str, Tensor]]:
-        """Evaluation views that together show all of a sample; its features are their mean. By default one."""
-        yield self.view(sample, EVALUATION, 0)
 
     def collate(self, samples: list[dict[str, Tensor]], seed: Int[Tensor, " b"]) -> View:
         """Lay out B samples as one view. By default one whole sample a row, all of one shape."""

@@ -133,7 +133,7 @@ class Text(Modality):
             raise ValueError("text has no tokenizer yet: call fit or load first")
         return self.tokenizer
 
-    def samples(self, rows, column: str):
+    def samples(self, rows, column: str, starts: None = None):
         """Windows of token ids, in `column`, in the order of the rows; `fit` comes first.
 
         The other columns go along, and `source_row` is the row's index. Blank documents give none (`self.ignored`).

@@ -14,14 +14,14 @@ from triptych.modalities.hashing import mix, uniform
 from triptych.training.errors import UserError
 from triptych.training.ranks import Team
 from triptych.training.signals import deaf
-from triptych.training.sources import Rows
+from triptych.training.sources import Rows, print_once
 
 OTHER, MIXED = 0x07E4, 100  # keeps the other sample apart from what else a seed is used for; how many are tried
 
 
-def held_out(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers to train on and to hold out. A row's lot depends on its number alone."""
-    lot = uniform(0x0E7A, torch.arange(count)).numpy() < fraction
+def held_out(numbers: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and to hold out. A row's lot depends on its number alone, which those of a recording share."""
+    lot = uniform(0x0E7A, torch.from_numpy(numbers)).numpy() < fraction
     return np.flatnonzero(~lot), np.flatnonzero(lot)
 
 
@@ -33,12 +33,21 @@ class Division(NamedTuple):
 
 
 def divided_once(rows: Rows, fraction: float, team: Team) -> tuple[Division, Division]:
-    """Samples to train on and to hold out. Documents are cut into them by the first rank; others find that cached."""
-    return team.each(lambda: tuple(_division(rows, index) for index in held_out(len(rows), fraction)), turns=True)
+    """Samples to train on and to hold out. What that takes to know is found by the first rank; others are told.
+
+    Documents are cut by the first rank, too; others find that cached.
+    """
+    starts, note = team.first(lambda: rows.modality.starts(rows.table, rows.column))
+    if note:
+        print_once(f"data: {note}")
+    parts = held_out(rows.recordings(), fraction)
+    return team.each(lambda: tuple(division(rows, index, starts) for index in parts), turns=True)
 
 
-def _division(rows: Rows, index: np.ndarray) -> Division:
-    table = rows.modality.samples(rows.table.select(index), rows.column) if len(index) else []
+def division(rows: Rows, index: np.ndarray, starts: list[list[int]] | None = None) -> Division:
+    """Samples of some rows. `starts`: those of all rows' windows (`Modality.starts`)."""
+    some = None if starts is None else [starts[i] for i in index]
+    table = rows.modality.samples(rows.table.select(index), rows.column, some) if len(index) else []
     if not len(table):
         return Division(table, index)
     numbers = index[np.asarray(table["source_row"])] if "source_row" in table.column_names else index
@@ -88,7 +97,8 @@ class Samples(Dataset):
     ):
         self.table, self.column, self.modality = table, column, modality
         self.views, self.seed, self.max_bad = views, seed, max_bad
-        self.numbers = np.arange(len(table)) if numbers is None else numbers  # of the samples' rows in the data
+        # Of each sample's row in the data, or of the first row of its recording.
+        self.numbers = np.arange(len(table)) if numbers is None else numbers
 
     def __len__(self) -> int:
         return len(self.table)
@@ -112,7 +122,9 @@ class Samples(Dataset):
         seeds = torch.tensor([mix(self.seed, epoch + 1, row) for epoch, row in batch])
         row = torch.tensor(used)
         views = [self.modality.collate([m[v] for m in made], seeds) for v in range(len(self.views))]
-        views = [view.replace(row=row, identity=row if view.identity is None else view.identity) for view in views]
+        # Windows of one recording are not each other's negatives.
+        recording = torch.from_numpy(self.numbers)[row]
+        views = [v.replace(row=row, identity=recording if v.identity is None else v.identity) for v in views]
         return {"views": views, "bad": bad}
 
     def _views(self, cell: Any, seed: int) -> list[dict[str, Tensor]]:

@@ -84,6 +84,7 @@ class Loop:
 
         divided = divided or divided_once(rows, config.data.eval_fraction, self.team)
         (self.table, self.numbers), (self.eval_table, self.eval_numbers) = divided
+        self.recordings = rows.recordings()
         limit = config.data.max_bad if config.data.max_bad is not None else max(10, len(rows) // 100)
         self.bad = BadSamples(self.folder, limit, self.team)
         self.batch = global_batch(run, self.team.count)
@@ -117,7 +118,7 @@ class Loop:
         self.writer = checkpoint.Writer()
 
     def _loader(self, table, batches, seed: int, workers: int):
-        numbers = self.eval_numbers if table is self.eval_table else self.numbers
+        numbers = self.recordings[self.eval_numbers if table is self.eval_table else self.numbers]
         samples = Samples(table, self.rows.column, self.modality, self.objective.views, seed, self.bad.limit, numbers)
         return loader(samples, batches, workers, self.device)
 

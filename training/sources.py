@@ -11,6 +11,7 @@ import hashlib
 import os
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from unicodedata import normalize
 import numpy as np
 
 from triptych.modalities import MODALITIES, BadSample, Modality
-from triptych.modalities.base import bytes_or_path
+from triptych.modalities.base import bytes_or_path, recording
 from triptych.training.builtin import NAMES, builtin
 from triptych.training.errors import UserError, nearest, one_line
 from triptych.training.files import (
@@ -70,6 +71,22 @@ class Rows:
 
     def select(self, index) -> "Rows":
         return dataclasses.replace(self, table=self.table.select(index))
+
+    def paths(self) -> Iterator[str | None]:
+        """The path of each row, if it has one."""
+        cells = self.table.select_columns([self.column])
+        if not hasattr(cells.features[self.column], "decode"):  # no files
+            return
+        for batch in cells.with_format("arrow").iter(10_000):
+            yield from batch[self.column].combine_chunks().field("path").to_pylist()
+
+    def recordings(self) -> np.ndarray:
+        """By row, the number of the first row of the same recording: its own, but for segments of one file."""
+        numbers, first = np.arange(len(self)), {}
+        for row, path in enumerate(self.paths()):
+            if path is not None and recording(path) != path:
+                numbers[row] = first.setdefault(recording(path), row)
+        return numbers
 
     def labels(self) -> np.ndarray:
         """The label of each row, numbers or words as the column has them."""
@@ -201,10 +218,8 @@ def fingerprint(rows: Rows) -> str:
     count = len(rows)
     state = hashlib.sha256(f"{count} {rows.column}".encode())
     cells = rows.table.select_columns([rows.column])
-    if hasattr(cells.features[rows.column], "decode"):  # files
-        for batch in cells.with_format("arrow").iter(10_000):
-            for path in batch[rows.column].combine_chunks().field("path").to_pylist():
-                state.update(relative(path or "", rows.root).encode() + b"\0")
+    for path in rows.paths():
+        state.update(relative(path or "", rows.root).encode() + b"\0")
     for i in sorted({i * (count - 1) // 99 for i in range(100)}):
         cell = cells[i][rows.column]
         if isinstance(cell, dict) and cell.get("bytes") is None:

@@ -18,6 +18,8 @@ from triptych.encoders.native.base import Family, Start, base_prefix, fields_of,
 from triptych.encoders.native.grid import PROJECTION, GridFamily
 from triptych.encoders.native.vit import ViT
 from triptych.modalities import Audio
+from triptych.modalities.audio_file import RATE
+from triptych.modalities.filterbank import framing
 
 KERNEL = f"{PROJECTION}.weight"
 
@@ -81,7 +83,8 @@ class AST(GridFamily):
         return torch.cat([rows[:leads], places.flatten(0, 1)])
 
     def adapted(self, settings: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        sizes = {name: settings[name] for name in ("seconds", "mel_bins", "tile", "stride") if name in settings}
+        known = ("seconds", "rate", "mel_bins", "tile", "stride")
+        sizes = {name: settings[name] for name in known if name in settings}
         asked = sizes | {name: given[name] for name in ("seconds", "mel_bins") if name in given}
         old, new = Audio(**sizes).grid, Audio(**asked).grid
         if old == new:
@@ -108,15 +111,14 @@ class AST(GridFamily):
             settings["tile"] = (patch, strides[1])
         else:
             settings |= {"tile": (patch, patch), "stride": strides}
-        width = settings["tile"][1]
-        settings["seconds"] = ((config.max_length - patch) // strides[1] * strides[1] + width) / 100
         try:
             processor = ASTFeatureExtractor.from_pretrained(path, **hub)
         except (OSError, ValueError):
             processor = None  # some publish none; then the statistics come from the data
+        settings["rate"] = RATE if processor is None else processor.sampling_rate
+        frames = (config.max_length - patch) // strides[1] * strides[1] + settings["tile"][1]
+        settings["seconds"] = frames * framing(settings["rate"]).hop / settings["rate"]
         if processor is not None:
-            if processor.sampling_rate != 16_000:
-                raise ValueError(f"init_from {path}: made for {processor.sampling_rate} Hz, sound here is at 16 kHz")
             normal = processor.do_normalize
             settings |= {"mean": processor.mean if normal else 0.0, "std": processor.std if normal else 0.5}
         return Start(self, settings, self.settings(config), native_of(model), model, processor=processor)

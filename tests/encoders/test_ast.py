@@ -8,7 +8,7 @@ from torch import nn
 
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.native import FAMILIES, make, start_from
-from triptych.modalities.audio import Audio, padded
+from triptych.modalities.audio import Audio
 from triptych.objectives import MAE, Masked
 
 AST = FAMILIES["audio-spectrogram-transformer"]
@@ -39,7 +39,7 @@ def test_export_is_equal_from_waveform_to_hidden_states(tile, tmp_path):
     assert type(native).__name__ == "ASTModel"
     waves = [0.1 * torch.randn(n).numpy() for n in (400, 5000, ours.modality.window)]
     inputs = AutoFeatureExtractor.from_pretrained(tmp_path)(waves, sampling_rate=16_000, return_tensors="pt")
-    samples = [padded(w, ours.modality.window) for w in waves]
+    samples = [ours.modality.padded(w, ours.modality.window) for w in waves]
     view = ours.modality.prepare(ours.modality.collate(samples, torch.arange(3)))
     with torch.no_grad():
         theirs = native(**inputs, output_hidden_states=True)
@@ -130,7 +130,7 @@ def test_overlapping_patches_are_tiles_with_a_stride(strides, tmp_path):
     assert audio.stride == strides and audio.tile == (16, 16) and audio.grid == ours.embedding.positions.extent
     waves = [0.1 * torch.randn(n).numpy() for n in (400, 5000, 20_000)]
     inputs = AutoFeatureExtractor.from_pretrained(tmp_path / "first")(waves, sampling_rate=16_000, return_tensors="pt")
-    view = audio.prepare(audio.collate([padded(w, audio.window) for w in waves], torch.arange(3)))
+    view = audio.prepare(audio.collate([audio.padded(w, audio.window) for w in waves], torch.arange(3)))
     base, ours = native.audio_spectrogram_transformer.double(), ours.double()
     with torch.no_grad():
         theirs = base(inputs["input_values"].double(), output_hidden_states=True)
@@ -199,7 +199,7 @@ def test_an_overlapping_start_trains(kind, tmp_path):
     objective = kind(started(tmp_path)[1])
     audio = objective.backbone.modality
     waves = [0.1 * torch.randn(audio.window).numpy() for _ in range(3)]
-    view = audio.prepare(audio.collate([padded(w, audio.window) for w in waves], torch.arange(3)))
+    view = audio.prepare(audio.collate([audio.padded(w, audio.window) for w in waves], torch.arange(3)))
     optimizer = torch.optim.AdamW(objective.parameters(), 1e-3)
     losses = []
     for _ in range(10):

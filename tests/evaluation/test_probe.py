@@ -21,7 +21,7 @@ from triptych.evaluation.labels import hold_out
 from triptych.evaluation.load import from_run, published
 from triptych.evaluation.probes import draw, linear, neighbours, over_draws, score
 from triptych.export import export
-from triptych.modalities import MODALITIES, BadSample
+from triptych.modalities import EVALUATION, MODALITIES
 from triptych.training.errors import UserError
 from triptych.training.settings import Data
 from triptych.training.sources import load
@@ -54,8 +54,8 @@ def test_features_are_those_of_each_sample_alone(name, tmp_path):
         alone = rows.select([i])
         samples = modality.samples(alone.table, alone.column)
         found = {"native": [], "mean": []}
-        parts = (p for cell in samples[:][alone.column] for p in modality.parts(modality.read(cell)))
-        for made in parts:  # a text may be several, and a sound longer than the window
+        for cell in samples[:][alone.column]:  # a long text is several, and so is a long sound
+            made = modality.view(modality.read(cell), EVALUATION, 0)
             view = modality.prepare(modality.collate([made], torch.zeros(1, dtype=torch.long)))
             with torch.no_grad():
                 encoded = backbone.encode(view)
@@ -114,24 +114,16 @@ def test_unreadable_rows_are_left_out_and_named(tmp_path):
         assert bad.keys() == {3} and bad[3][0] == "spoilt" and "not a readable picture" in bad[3][1]
 
 
-def test_a_sound_that_breaks_off_is_left_out_whole(tmp_path, monkeypatch):
+def test_a_sound_that_breaks_off_is_left_out_whole(tmp_path):
     _, objective = finished("audio", "mae", tmp_path / "run")
-    modality = objective.backbone.modality
-    rows = load(Data(name=str(table("audio", tmp_path / "data"))), modality)
-    whole = modality.parts
-
-    def parts(sample):
-        yield next(whole(sample))
-        if parts.count == 4:
-            parts.count += 1
-            raise BadSample("ends early")
-        parts.count += 1
-
-    parts.count = 0
-    monkeypatch.setattr(modality, "parts", parts)
+    (folder := tmp_path / "data").mkdir()
+    whole = support.encoded(np.random.default_rng(0).standard_normal(48_000) / 10, format="FLAC")
+    for name, content in (("a", whole), ("b", whole[: len(whole) // 2]), ("c", whole)):
+        (folder / f"{name}.flac").write_bytes(content)
+    rows = load(Data(name=str(folder)), objective.backbone.modality)
     features, row, bad = extract(objective.backbone, rows, batch=3)
-    assert bad == {4: ("4.wav", "ends early")} and row.tolist() == [i for i in range(40) if i != 4]
-    assert len(features["mean"]) == 39
+    assert row.tolist() == [0, 2] and len(features["mean"]) == 2
+    assert bad.keys() == {1} and bad[1][0].endswith("b.flac") and "its header promises" in bad[1][1]
 
 
 def test_probes_tell_classes_apart_and_noise_not():
