@@ -199,7 +199,7 @@ def pretrain_peer(cfg: dict, folder: Path) -> float:
     for places in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
         assert places.std() > 0.1, "the peer has no positions"
     data = load(made.data, modality)
-    table = data.table.select(held_out(data.recordings(), made.data.eval_fraction)[0]).select_columns([data.column])
+    table = data.table.select(held_out(len(data), made.data.eval_fraction)[0]).select_columns([data.column])
     order = Order(len(table), run.per_device_train_batch_size, run.seed)
     samples = Samples(table, data.column, modality, objective.views, run.seed, 10)
     groups = parameter_groups(model, run.weight_decay)

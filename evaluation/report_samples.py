@@ -63,7 +63,7 @@ def some(count: int, most: int, first: np.ndarray | None = None) -> np.ndarray:
 @torch.no_grad()
 def seen(objective, rows: Rows, fraction: float) -> tuple[str, str]:
     """Each view of some samples: as it is, without what was hidden, with what was guessed there."""
-    modality, (_, held) = objective.backbone.modality, held_out(rows.recordings(), fraction)
+    modality, (_, held) = objective.backbone.modality, held_out(len(rows), fraction)
     index = some(len(rows), 4 * SEEN, held)
     samples, numbers = division(rows, index)
     feed = Samples(samples, rows.column, modality, objective.views, 0, len(samples), numbers)

@@ -19,9 +19,9 @@ from triptych.training.sources import Rows, print_once
 OTHER, MIXED = 0x07E4, 100  # keeps the other sample apart from what else a seed is used for; how many are tried
 
 
-def held_out(numbers: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and to hold out. A row's lot depends on its number alone, which those of a recording share."""
-    lot = uniform(0x0E7A, torch.from_numpy(numbers)).numpy() < fraction
+def held_out(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers to train on and to hold out. A row's lot depends on its number alone."""
+    lot = uniform(0x0E7A, torch.arange(count)).numpy() < fraction
     return np.flatnonzero(~lot), np.flatnonzero(lot)
 
 
@@ -40,7 +40,7 @@ def divided_once(rows: Rows, fraction: float, team: Team) -> tuple[Division, Div
     starts, note = team.first(lambda: rows.modality.starts(rows.table, rows.column))
     if note:
         print_once(f"data: {note}")
-    parts = held_out(rows.recordings(), fraction)
+    parts = held_out(len(rows), fraction)
     return team.each(lambda: tuple(division(rows, index, starts) for index in parts), turns=True)
 
 

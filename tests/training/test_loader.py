@@ -91,13 +91,13 @@ def test_what_is_mixed_in_does_not_depend_on_the_batch_or_the_ranks(damaged):
 
 
 def test_held_out_rows_are_a_function_of_their_number():
-    training, evaluation = held_out(np.arange(10_000), 0.01)
+    training, evaluation = held_out(10_000, 0.01)
     assert sorted([*training, *evaluation]) == list(range(10_000))
     assert 60 < len(evaluation) < 140
-    more = held_out(np.arange(20_000), 0.01)[1]
+    more = held_out(20_000, 0.01)[1]
     assert set(evaluation) == {i for i in more if i < 10_000}
-    assert set(evaluation) < set(held_out(np.arange(10_000), 0.05)[1])
-    assert len(held_out(np.arange(1000), 0.0)[1]) == 0
+    assert set(evaluation) < set(held_out(10_000, 0.05)[1])
+    assert len(held_out(1000, 0.0)[1]) == 0
 
 
 def test_replacements_come_in_a_fixed_order_and_are_told_apart(pictures):
