@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from triptych.training.errors import UserError, one_line
-from triptych.training.sources import Rows, load, split_called, splits_of
+from triptych.training.sources import Rows, judged, load, split_called, splits_of
 
 FEW = 20  # classes that need no second look
 KINDS = {
@@ -92,6 +92,7 @@ def hold_out(y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
 
 def splits(source, modality, train_split: str, test_split: str | None, most: int):
     """Labelled rows to learn from and to judge, at most so many, and the labels of both."""
+    source = judged(source, modality)
     there = splits_of(source, modality)
     train = load(source, modality, train_split)
     learn = split_called(train_split, there)

@@ -64,6 +64,7 @@ class Audio(Grid):
 
     rising = True
     features = ("Audio",)
+    segments = True
     # Also those that libsndfile cannot decode, so that they are counted and named, not passed over in silence.
     sizes = ("seconds", "hop", "silence", "rate", "mel_bins", "tile", "stride")
     suffixes = tuple(

@@ -75,6 +75,7 @@ class Modality:
 
     sizes: ClassVar[tuple[str, ...]] = ()
     features: ClassVar[tuple[str, ...]] = ()
+    segments: ClassVar[bool] = False  # a row may be some seconds of a file
     suffixes: ClassVar[tuple[str, ...]] = ()
     embedding: ClassVar[type | None] = None
     stay: ClassVar[int | None] = 0

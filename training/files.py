@@ -54,6 +54,7 @@ class Source:
         files: names of the files of each split; none where a library knows them.
         read: reads a split's table.
         left: names of what is not used, by reason.
+        marks: names of files that mark segments of the others.
         notes: what else a user should know, a line each.
     """
 
@@ -62,6 +63,7 @@ class Source:
     files: dict[str, list[str]] = field(default_factory=dict)
     read: dict[str, Callable[[], Any]] = field(default_factory=dict)
     left: dict[str, list[str]] = field(default_factory=dict)
+    marks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, split: str, files: list[str], read: Callable[[], Any]) -> None:

@@ -206,6 +206,8 @@ class Data:
         split: split to train on.
         column: column that holds the samples. Default: the one of the modality's type, if there is just one.
         label_column: column of labels for the probe; pretraining never reads it. Default: the one class label.
+        segments: rows are the segments of recordings that tables mark, not recordings. Default: where a table of them
+            is named, and in the probe wherever there are some.
         eval_fraction: part that is held out of training for `eval_loss`, chosen by a hash of the row's number.
         max_bad: unusable samples that are replaced before the run stops. Default: 1 %, and at least 10.
     """
@@ -216,6 +218,7 @@ class Data:
     split: str = "train"
     column: str | None = None
     label_column: str | None = None
+    segments: bool | None = None
     eval_fraction: Part = 0.01
     max_bad: Number | None = None
 

@@ -38,12 +38,14 @@ from triptych.training.files import (
 )
 from triptych.training.memory import HELD
 from triptych.training.memory import NAME as MEMORY
+from triptych.training.segments import cut_out, marking, segmented, times_of
 from triptych.training.settings import Data
 from triptych.training.tables import (
     cells_of,
     column_of,
     holds,
     holds_lines,
+    holds_text,
     kind_of,
     label_of,
     name_of_modality,
@@ -114,7 +116,10 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
     if not len(table):
         raise UserError(f"data {source.name}, split {split}: no rows")
     column, why = column_of(table, data, modality, source)
+    times = times_of(table.column_names) if modality.segments and holds_text(table.features[column]) else None
     table, more = cells_of(table, column, modality, source, split)
+    if times and data.segments is not False:
+        table, more = cut_out(table, column, times, source), ", segments"
     table = whole(table, column, modality, data, source)
     label = data.label_column or label_of(table)
     if label is not None and label not in table.column_names:
@@ -138,6 +143,13 @@ def load(data: Data, modality: Modality, split: str | None = None) -> Rows:
     if source.left_out():
         print_once(f"data: left out: {source.left_out()}")
     return rows
+
+
+def judged(data: Data, modality: Modality) -> Data:
+    """Data as a probe reads it: the segments of its recordings, where somebody marked some."""
+    if data.segments is None and modality.segments and find(data, modality).marks:
+        return dataclasses.replace(data, segments=True)
+    return data
 
 
 def splits_of(data: Data, modality: Modality) -> list[str]:
@@ -173,7 +185,7 @@ def show(data: Data, modality: Modality) -> None:
 
     line("source", f"{source.name}, as {name_of_modality(modality)}")
     kinds = Counter(
-        os.path.splitext(name)[1].lower() or "no suffix" for names in source.files.values() for name in names
+        os.path.splitext(recording(name))[1].lower() or "no suffix" for names in source.files.values() for name in names
     )
     line("files", ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()) or "none of its own")
     for other in source.read:
@@ -351,8 +363,21 @@ def _local(path: Path, data: Data, modality: Modality) -> Source:
         source.leave("files beside the tables that hold samples; to read files, name their folder", *names(samples))
         source.leave("tables without samples", *(t.name for t in tables if t not in holding))
         return _tables(source, holding)
+    marks = marking(source, samples, tables) if modality.segments and data.segments is not False else []
+    for reason, left in source.left.items():
+        source.left[reason] = [name for name in left if name not in names(marks)]
+    tables, source.marks = [table for table in tables if table not in marks], names(marks)
     if tables:
         source.leave("tables beside the files; to read one, name it", *names(tables))
+    if data.segments:
+        if not marks:
+            raise UserError(f"data.segments: no table or track in {path} marks segments of its recordings")
+        samples, said, columns = segmented(source, samples, marks)
+        return _files(source, samples, about, modality, said, columns)
+    if marks:
+        source.notes.append(
+            f"segments marked in {some(source.marks)} are for the probe; to train on them alone, --data.segments true"
+        )
     return _files(source, samples, about, modality)
 
 
@@ -419,15 +444,26 @@ def _nothing(source: Source, path: Path, modality: Modality) -> str:
     return f"data {path}: no file that modality {kind} reads ({there}){hint}"
 
 
-def _files(source: Source, samples: list[File], about: list[File], modality: Modality) -> Source:
-    """A file a sample, or, of text without classes, a line; class folders become labels, split folders splits."""
+def _files(
+    source: Source,
+    samples: list[File],
+    about: list[File],
+    modality: Modality,
+    extra: dict[str, dict[str, Any]] | None = None,
+    columns: list[str] | None = None,
+) -> Source:
+    """A file a sample, or, of text without classes, a line; class folders become labels, split folders splits.
+
+    `extra`: columns of the samples by their names, where they are not those of the tables `about` them.
+    """
     lines = holds_lines(modality)
     level = split_level(source.name, [f.folders for f in samples])
     # macOS takes an accent apart: the same name is to be the same class in all splits.
     inner = {f: tuple(normalize("NFC", p) for i, p in enumerate(f.folders) if i != level) for f in samples}
     top = _common(list(inner.values()))
     inner = {file: folders[top:] for file, folders in inner.items()}
-    extra, columns = _metadata(source, samples, about)
+    if extra is None:
+        extra, columns = _metadata(source, samples, about)
     containers = lines and not any(inner.values()) and not extra
     groups = by_split(source, source.name, samples, containers)
     classes = _classes(source, groups, inner, columns)
