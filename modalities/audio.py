@@ -35,10 +35,6 @@ class Audio(Grid):
 
     Args:
         seconds: length of the window, rounded up to whole tiles; the native extractor makes 100 frames a second.
-        hop: seconds from one window of a recording to the next in training, at most the window. Default: the window.
-        silence: training leaves out windows whose level (RMS) is more than this many dB below that of the loudest of
-            their recording, and those that are nothing but zeros; 40 leaves out pauses. Default: none.
-        rate: samples a second, to which all sounds are resampled.
         mel_bins: mel bins from 20 Hz to half of the rate, the only range that the native extractor has; a multiple of
             the tile's height, or with a stride at least that.
         tile: mel bins and frames of a tile; at least as tall as wide. Full-height columns (128, 4) learn short sounds
@@ -46,6 +42,10 @@ class Audio(Grid):
         stride: mel bins and frames from one tile to the next; smaller than the tile's, tiles overlap (the published
             ASTs': 10, 10). Errors of masked objectives then count only values that no visible tile holds; the others
             could be copied. Default: the tile's.
+        rate: samples a second, to which all sounds are resampled.
+        hop: seconds from one window of a recording to the next in training, at most the window. Default: the window.
+        silence: training leaves out windows whose level (RMS) is more than this many dB below that of the loudest of
+            their recording, and those that are nothing but zeros; 40 leaves out pauses. Default: none.
         positions: `fixed` sin-cos or `learned` (from sin-cos on).
         target: what masked objectives predict: each tile `normalised` by its mean and deviation (MAE), the `raw`
             values (squared error), or the raw values under the `absolute` error.
@@ -75,12 +75,12 @@ class Audio(Grid):
     def __init__(
         self,
         seconds: Positive = 10.0,
-        hop: Positive | None = None,
-        silence: Positive | None = None,
-        rate: Annotated[int, Within("[1000, 384000]")] = RATE,
         mel_bins: Annotated[int, Within("[4, inf)")] = 128,
         tile: Annotated[tuple[int, int], Each("[1, inf)")] = (16, 16),
         stride: Annotated[tuple[int, int], Each("[1, inf)")] | None = None,
+        rate: Annotated[int, Within("[1000, 384000]")] = RATE,
+        hop: Positive | None = None,
+        silence: Positive | None = None,
         positions: Literal["fixed", "learned"] = "fixed",
         target: Literal["normalised", "raw", "absolute"] = "normalised",
         variance_floor: NotNegative = 1e-6,
