@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from triptych.encoders.native import FAMILIES
+from triptych.evaluation.card_arrays import arrays_facts, snippet
 from triptych.modalities.image_processor import resized_extent
 
 
@@ -22,7 +23,7 @@ def card(
     metadata = ModelCardData(
         library_name="transformers",
         license=license,
-        pipeline_tag=family.pipeline_tag(model),
+        pipeline_tag=family.pipeline_tag(model, backbone),
         tags=["self-supervised", "feature-extraction", objective, modality],
         base_model=start if start and is_hub_id(start, checkpoint) else None,
         datasets=[data_set] if is_hub_id(data_set, checkpoint) and "/" in data_set else None,
@@ -40,8 +41,9 @@ def card(
         )
     listed = "\n".join(f"- {title}: {text}" for title, text in facts.items())
     auto, processor = family.auto_classes.split(", ")
+    template = parts.pop("snippet", None) or FEATURES[modality]
     names = {"folder": name or ".", "auto": auto, "processor": processor, "pooled": pooled(backbone), **parts}
-    features = "## Features\n\n```python\n" + FEATURES[modality].format(**names) + "```"
+    features = "## Features\n\n```python\n" + template.format(**names) + "```"
     goes_out_as = FAMILIES[model.config.model_type]
     tuning = "## Fine-tuning\n\n" + (FINE_TUNING if goes_out_as.classifier else NO_CLASSIFIER).format(**names)
     use = f"{features}\n\n{tuning}" if goes_out_as.whole else NOT_WHOLE
@@ -85,7 +87,9 @@ NO_CLASSIFIER = (
 
 def image_facts(image) -> tuple[dict[str, str], dict[str, str]]:
     """What a user must know of the input, and what is put into the snippet."""
-    low, high = (f"{value:.15g}" for value in image.value_range or (0, 65535))
+    if image.arrays:
+        return {"Window": window_of(image)} | arrays_facts(image), {"snippet": snippet(image)}
+    low, high = (f"{value:.15g}" for value in image.ranges["integers"])
     colour = {1: "made grey by the model itself", 3: "RGB", 4: "RGBA; stock pipelines drop the alpha, so give arrays"}
     facts = {
         "Window": window_of(image),
@@ -99,8 +103,11 @@ def image_facts(image) -> tuple[dict[str, str], dict[str, str]]:
 def window_of(image) -> str:
     """What of a picture the evaluation view shows."""
     resized, wanted = (f"{height}×{width} pixels" for height, width in (resized_extent(image), image.extent))
-    if image.aspect == "keep":
+    if image.aspect == "crop":
         return f"the middle {wanted} of the picture, resized so that its shorter side has {resized_extent(image)[0]}"
+    if image.aspect == "pad":
+        part = "" if resized == wanted else f", of which the middle {wanted}"
+        return f"the whole picture in its aspect, in the middle of black of {resized}{part}"
     if resized != wanted:
         return f"the middle {wanted} of the picture, squeezed to {resized}"
     return f"the whole picture, squeezed to {wanted}"

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from triptych.encoders.backbone import Backbone, Pooling, apart, pool
 from triptych.modalities import EVALUATION, BadSample, View
+from triptych.training.bad_samples import clipped_line
 from triptych.training.loader import as_it_is, name_of
-from triptych.training.sources import Rows
+from triptych.training.sources import Rows, relative
 
 POOLINGS = ("native", "mean")
 READ = 32  # rows that are taken from the table at once
@@ -115,10 +117,20 @@ def views(
         multiprocessing_context="fork" if workers else None,
         pin_memory=device.type == "cuda",
     )
+    beyond: dict[int, tuple[str, float]] = {}
     for made in feed:
+        beyond |= {int(owner[i]): (relative(name, rows.root), share) for i, (name, share) in made["beyond"].items()}
         bad |= {int(owner[i]): why for i, why in made["bad"].items()}
         if "view" in made:
             yield modality.prepare(made["view"].to(device)), owner[made["sample"]], made["sample"]
+    if beyond:
+        say_once(clipped_line(beyond.values()))
+
+
+@cache
+def say_once(text: str) -> None:
+    """Features of the same rows are taken many times in a run."""
+    print(text, flush=True)
 
 
 class EvaluationViews(IterableDataset):
@@ -130,11 +142,14 @@ class EvaluationViews(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        made, sample, bad = [], [], {}
+        made, sample, bad, self.beyond = [], [], {}, {}
         for start in range(first * READ, len(self.table), step * READ):
             for i, cell in enumerate(self.table[start : start + READ][self.column], start):
                 try:
-                    made.append(self.modality.view(self.modality.read(cell), EVALUATION, 0))
+                    read = self.modality.read(cell)
+                    if share := self.modality.beyond(read):
+                        self.beyond[i] = name_of(cell), share
+                    made.append(self.modality.view(read, EVALUATION, 0))
                     sample.append(i)
                 except BadSample as error:
                     bad[i] = name_of(cell), str(error)
@@ -144,7 +159,8 @@ class EvaluationViews(IterableDataset):
         yield self._batch(made, sample, bad)
 
     def _batch(self, made: list[dict], sample: list[int], bad: dict) -> dict[str, Any]:
+        beyond, self.beyond = self.beyond, {}
         if not made:
-            return {"bad": bad}
+            return {"bad": bad, "beyond": beyond}
         view = self.modality.collate(made, torch.zeros(len(made), dtype=torch.long))
-        return {"view": view, "sample": np.asarray(sample), "bad": bad}
+        return {"view": view, "sample": np.asarray(sample), "bad": bad, "beyond": beyond}

@@ -149,6 +149,10 @@ class Modality:
         """What `view` made, with something of the other sample, as `read` gave it. Raises `BadSample` for the other."""
         raise NotImplementedError
 
+    def beyond(self, sample: Any) -> float:
+        """Which share of a sample's values the settings clip; `fit` and the loader say so."""
+        return 0.0
+
     def describe(self, cell: Any) -> str:
         """What a cell holds, in a few words. Raises `BadSample`."""
         raise NotImplementedError

@@ -204,6 +204,48 @@ def planted(module, good: str, bad: str):
     return made
 
 
+def deep_png(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel in colour `[h w 3]`, which Pillow cannot write."""
+    import struct
+    import zlib
+
+    height, width, _ = values.shape
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def dicom(values: np.ndarray, kind: str = "MONOCHROME2", bits: int = 12, **fields) -> bytes:
+    """A DICOM file of a picture `[h w]`, or `[f h w]` of several frames, with further fields by keyword."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    made = pydicom.Dataset()
+    made.file_meta = meta
+    made.SOPClassUID, made.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    made.Rows, made.Columns = values.shape[-2:]
+    made.SamplesPerPixel, made.PhotometricInterpretation = 1, kind
+    made.BitsAllocated, made.BitsStored, made.HighBit = (8 if bits == 8 else 16), bits, bits - 1
+    made.PixelRepresentation = int(values.min() < 0)
+    if values.ndim == 3:
+        made.NumberOfFrames = len(values)
+    if fields.keys() & {"RescaleSlope", "RescaleIntercept"}:
+        fields = {"RescaleSlope": 1, "RescaleIntercept": 0} | fields
+    for name, value in fields.items():
+        setattr(made, name, value)
+    made.PixelData = values.astype(np.uint8 if bits == 8 else "<i2" if values.min() < 0 else "<u2").tobytes()
+    file = io.BytesIO()
+    made.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
 def nested(dotted: dict) -> dict:
     """Options by dotted name -> as constructors take them."""
     made: dict = {}

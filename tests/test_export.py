@@ -293,9 +293,14 @@ def pictures(folder):
     for bits in (8, 12):
         deep = random.integers(0, 2**bits, (20, 30)).astype(np.uint16)
         pillow.fromarray(deep).save(folder / f"deep{bits}.png")
+    np.save(folder / "bytes.npy", random.integers(0, 256, (20, 30), dtype=np.uint8))
+    np.save(folder / "deep.npy", random.integers(0, 5000, (20, 30, 1)))
+    (folder / "white.dcm").write_bytes(support.dicom(random.integers(0, 4096, (20, 30)), kind="MONOCHROME1"))
+    (folder / "sloped.dcm").write_bytes(support.dicom(random.integers(0, 1024, (20, 30)), RescaleSlope=2))
     turned = pillow.Exif()
     turned[0x0112] = 6
     picture("RGB", (40, 20)).save(folder / "turned.jpg", exif=turned)
+    pillow.fromarray(deep).save(folder / "turned.png", exif=turned)
     picture("L", (30, 20)).save(folder / "small.jpg")
 
 
@@ -325,7 +330,8 @@ def texts(folder):
 INPUTS = {"image": pictures, "audio": sounds, "text": texts}
 # How a stranger reads each file; `features` is the card's.
 READ = {
-    "image": "{f.name: features(Image.open(f)) for f in files}",
+    "arrays": "{f.name: features(read(f)) for f in files}",
+    "image": "{f.name: features(Image.open(f)) for f in files if f.suffix not in ('.npy', '.dcm')}",
     "audio": "{f.name: features(*soundfile.read(f, dtype='float32')) for f in files}",
     "text": "{str(i): features(t) for i, t in enumerate(json.loads(l)['text'] for l in open(files[0])) if t.strip()}",
 }
@@ -334,9 +340,9 @@ READ = {
 @pytest.mark.parametrize(
     "modality, objective, settings",
     [
+        ("image", "masked", {"channels": 1, "mean": 0.3}),
+        ("image", "mae", SQUARE | {"channels": 4}),
         ("image", "mae", SQUARE | {"value_range": [0, 4095]}),
-        ("image", "masked", {"channels": 1, "value_range": [0, 4095], "mean": 0.3}),
-        ("image", "mae", SQUARE | {"channels": 4, "value_range": [0, 4095]}),
         ("audio", "mae", {}),
         ("text", "masked", {}),
     ],
@@ -352,7 +358,8 @@ def test_the_probe_s_features_are_those_of_stock_transformers(modality, objectiv
         + blocks(folder)[0].replace('folder = "."', f'folder = "{folder}"')
     )
     script += "files = sorted(pathlib.Path(sys.argv[1]).iterdir())\n"
-    script += f"torch.save({READ[modality]}, sys.argv[2])\n"
+    arrays = modality == "image" and made.backbone.modality.arrays
+    script += f"torch.save({READ['arrays' if arrays else modality]}, sys.argv[2])\n"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, "-I", "-c", script, str(data), "features.pt"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
@@ -362,8 +369,11 @@ def test_the_probe_s_features_are_those_of_stock_transformers(modality, objectiv
     ours = extract(made.backbone, rows, batch=5)
     cells = rows.table[rows.column][:]
     names = [os.path.basename(c["path"]) if isinstance(c, dict) else str(i) for i, c in enumerate(cells)]
-    assert not ours.bad and {names[i] for i in ours.row} == theirs.keys() and len(theirs) >= 5
+    beside = {n for n in names if n.endswith((".npy", ".dcm"))} if modality == "image" and not arrays else set()
+    assert not ours.bad and {names[i] for i in ours.row} - beside == theirs.keys() and len(theirs) >= 5
     for i, vector in zip(ours.row, ours.x["native"], strict=True):
+        if names[i] in beside:  # the card of an encoder of bytes has no lines for them
+            continue
         np.testing.assert_allclose(vector, theirs[names[i]].numpy(), atol=2e-5, err_msg=names[i])
 
 

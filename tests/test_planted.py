@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 IMAGE, AUDIO, TEXT = "modalities/image.py", "modalities/audio.py", "modalities/text.py"
+VIEWS = "modalities/image_views.py"
 ENGINE, PICTURES = "training/engine.py", "tests/modalities/test_image_views.py"
 SOUNDS, WRITING, STEPS = (
     "tests/modalities/test_audio.py",
@@ -20,20 +21,20 @@ SOUNDS, WRITING, STEPS = (
     "tests/training/test_engine.py",
 )
 PLANTED = {
-    "crop aspect 1/9 to 9": (IMAGE, "math.log(3 / 4), math.log(4 / 3)", "math.log(1 / 9), math.log(9)", PICTURES),
-    "crop area": (IMAGE, "random.uniform(*scale)\n", "scale[0]\n", PICTURES),
-    "crop in the corner": (IMAGE, "random.integers(0, width - w + 1)", "0", PICTURES),
-    "hue times ten": (IMAGE, "255 * strong.hue", "2550 * strong.hue", PICTURES),
-    "no solarise": (IMAGE, "random.random() < strong.solarize", "False", PICTURES),
+    "crop aspect 1/9 to 9": (VIEWS, "math.log(3 / 4), math.log(4 / 3)", "math.log(1 / 9), math.log(9)", PICTURES),
+    "crop area": (VIEWS, "random.uniform(*scale)\n", "scale[0]\n", PICTURES),
+    "crop in the corner": (VIEWS, "random.integers(0, width - w + 1)", "0", PICTURES),
+    "hue times ten": (VIEWS, "255 * strong.hue", "2550 * strong.hue", PICTURES),
+    "no solarise": (VIEWS, "random.random() < strong.solarize", "False", PICTURES),
     "always flip": (IMAGE, "random.random() < self.flip", "self.flip > 0", PICTURES),
     "shear times three": (IMAGE, "shear * self.shear", "3 * shear * self.shear", PICTURES),
     "turns twice as far": (IMAGE, "turn * self.rotation", "2 * turn * self.rotation", PICTURES),
     "no zoom": (IMAGE, "math.log1p(self.zoom)", "0", PICTURES),
-    "no contrast": (IMAGE, "strong.contrast * random", "0 * random", PICTURES),
-    "no brightness": (IMAGE, "strong.brightness * random", "0 * random", PICTURES),
-    "no saturation": (IMAGE, "strong.saturation * random", "0 * random", PICTURES),
-    "grey always": (IMAGE, "random.random() < strong.grey", "strong.grey > 0", PICTURES),
-    "no blur": (IMAGE, "random.random() < strong.blur", "False", PICTURES),
+    "no contrast": (VIEWS, "strong.contrast * random", "0 * random", PICTURES),
+    "no brightness": (VIEWS, "strong.brightness * random", "0 * random", PICTURES),
+    "no saturation": (VIEWS, "strong.saturation * random", "0 * random", PICTURES),
+    "grey always": (VIEWS, "random.random() < strong.grey", "strong.grey > 0", PICTURES),
+    "no blur": (VIEWS, "random.random() < strong.blur", "False", PICTURES),
     "weak views distorted": (IMAGE, 'if spec.strength == "strong":', "if True:", PICTURES),
     "no gain": (AUDIO, "random.uniform(-1, 1) * self.gain / 2", "0 * self.gain", SOUNDS),
     "stretch twice": (AUDIO, "np.log1p([self.stretch,", "np.log1p([2 * self.stretch,", SOUNDS),

@@ -47,6 +47,32 @@ class BadSamples:
             write_aside(self.file, lines(self.known))
 
 
+class Clipped:
+    """Samples with values beyond the range of the settings, by number of the row, with the share that was clipped."""
+
+    def __init__(self, team: Team):
+        self.team = team
+        self.known: dict[int, tuple[str, float]] = {}
+        self.new: dict[int, tuple[str, float]] = {}
+
+    def share(self) -> str | None:
+        """Make what each rank found known to all, who take part; when it is the first, says so in a line."""
+        found = dict(item for part in self.team.gather(list(self.new.items())) for item in part)
+        first = bool(found) and not self.known
+        self.known, self.new = self.known | found, {}
+        return f"{self.summary()}; the end of the run counts them" if first else None
+
+    def summary(self) -> str:
+        """How many, and the most of one."""
+        return clipped_line(self.known.values())
+
+
+def clipped_line(found) -> str:
+    """In a line, how many (name, share) there are, and the largest."""
+    name, share = max(found, key=lambda one: one[1])
+    return f"{len(found):,} samples have values beyond the range, which were clipped: {share:.2g} of {name} at most"
+
+
 def lines(bad: dict[int, Reason]) -> str:
     rows = ({"source": name, "row": row, "reason": reason} for row, (name, reason) in bad.items())
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -105,12 +105,15 @@ class Samples(Dataset):
 
     def __getitems__(self, batch: list[tuple[int, int]]) -> dict[str, Any]:
         cells = self.table[[i for _, i in batch]][self.column]
-        made, bad, used = [], {}, []
+        made, bad, used, beyond = [], {}, [], {}
         for (epoch, row), cell in zip(batch, cells, strict=True):
             seed = mix(self.seed, epoch + 1, row)
             for attempt in range(1, self.max_bad + 12):
                 try:
-                    made.append(self._views(cell, seed))
+                    views, share = self._views(cell, seed)
+                    made.append(views)
+                    if share:
+                        beyond[int(self.numbers[row])] = (name_of(cell), share)
                     used.append(row)
                     break
                 except BadSample as error:
@@ -125,15 +128,17 @@ class Samples(Dataset):
         # Windows of one recording are not each other's negatives.
         recording = torch.from_numpy(self.numbers)[row]
         views = [v.replace(row=row, identity=recording if v.identity is None else v.identity) for v in views]
-        return {"views": views, "bad": bad}
+        return {"views": views, "bad": bad, "beyond": beyond}
 
-    def _views(self, cell: Any, seed: int) -> list[dict[str, Tensor]]:
+    def _views(self, cell: Any, seed: int) -> tuple[list[dict[str, Tensor]], float]:
+        """The views of a sample, and which share of its values was clipped."""
         sample = self.modality.read(cell)
         made = [self.modality.view(sample, spec, seed) for spec in self.views]
-        return [
+        mixed = [
             self._mixed(one, spec, seed) if self.modality.mixes(spec) else one
             for one, spec in zip(made, self.views, strict=True)
         ]
+        return mixed, self.modality.beyond(sample)
 
     def _mixed(self, made: dict[str, Tensor], spec: ViewSpec, seed: int) -> dict[str, Tensor]:
         """With another sample of the data mixed in: which one is by the seed alone, on any ranks."""

@@ -20,7 +20,7 @@ from triptych.encoders import Backbone
 from triptych.modalities.hashing import mix
 from triptych.objectives import Objective, Progress
 from triptych.training import checkpoint, starts
-from triptych.training.bad_samples import BadSamples
+from triptych.training.bad_samples import BadSamples, Clipped
 from triptych.training.continuing import Preserving
 from triptych.training.engine import Agreement, Engine, global_batch, learning_rate, ranks_here, warmup_of, workers
 from triptych.training.errors import UserError
@@ -86,7 +86,7 @@ class Loop:
         (self.table, self.numbers), (self.eval_table, self.eval_numbers) = divided
         self.recordings = rows.recordings()
         limit = config.data.max_bad if config.data.max_bad is not None else max(10, len(rows) // 100)
-        self.bad = BadSamples(self.folder, limit, self.team)
+        self.bad, self.clipped = BadSamples(self.folder, limit, self.team), Clipped(self.team)
         self.batch = global_batch(run, self.team.count)
         self.order = Order(len(self.table), self.batch, run.seed)
         self.steps = total_steps(config, self.order)
@@ -170,8 +170,11 @@ class Loop:
                     raise UserError(str(error).rpartition("UserError: ")[2]) from None
                 for part in micro:
                     self.bad.new |= part["bad"]
+                    self.clipped.new |= part["beyond"]
                 if self.team.count == 1 or self.step % run.logging_steps == 0:
                     self.bad.share()
+                    if line := self.clipped.share():
+                        self.log.say(line)
                 loss, rate = self._step(micro, self.monitor)
                 better = False
                 if self.step == begun + TIMED:
@@ -219,6 +222,8 @@ class Loop:
             for line in judged:
                 self.log.say(line)
             self.log.say(f"{self.folder}: {self.steps:,} steps done, {len(self.bad)} unusable samples replaced")
+            if self.clipped.known:
+                self.log.say(self.clipped.summary())
             if self.report is not None and (found := self.team.first(lambda: self.report.finish(self.step))):
                 self.log.say(found)
             self.log.say(f"next: python probe.py {self.folder}; python export.py {self.folder} --to exported")
@@ -344,6 +349,7 @@ class Loop:
                 for batch in feed:
                     losses.append(self.engine.forward(self._prepare(batch["views"]))["loss"].float())
                     self.bad.new |= batch["bad"]
+                    self.clipped.new |= batch["beyond"]
         self.objective.train()
         return {"eval_loss": self.engine.mean(torch.stack(losses).mean())}
 
@@ -366,6 +372,7 @@ class Loop:
         if self.unjudged:
             self._judge()
         self.bad.share()
+        self.clipped.share()
         self.team.first(self.writer.wait)  # a failure to write the one before is everyone's
         weights, moments = self.engine.tensors(self.applied)
         features = self.engine.gather(self.monitor.features()) if self.monitor.recent else None

@@ -35,7 +35,7 @@ class AST(GridFamily):
     variant = GridVariant(leads=2, anchored=True)
     free = (*Family.free, "seconds", "mel_bins")
 
-    def pipeline_tag(self, model) -> str:
+    def pipeline_tag(self, model, backbone: Backbone) -> str:
         return "audio-classification"  # with a head that is new: no stock pipeline gives features of sound
 
     def settings(self, config) -> dict[str, Any]:

@@ -221,7 +221,7 @@ class Family:
         """Further native models that an export holds, each with its processor, by their folder in it."""
         return {}
 
-    def pipeline_tag(self, model) -> str | None:
+    def pipeline_tag(self, model, backbone: Backbone) -> str | None:
         """A stock pipeline that runs with the exported model, by its name; None if there is none."""
         return "feature-extraction"
 

@@ -32,7 +32,7 @@ class Dinov2(ImageFamily):
     trunk = within("encoder.layer.{}.", BLOCK)
     ends = {"encoder.norm": "layernorm"}
     interpolated = True
-    usual = IMAGENET | {"resample": "bicubic", "edge": 256 / 224, "aspect": "keep"}
+    usual = IMAGENET | {"resample": "bicubic", "edge": 256 / 224, "aspect": "crop"}
 
     def check(self, made: Architecture) -> None:
         if made.layer_scale is None:

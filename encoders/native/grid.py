@@ -22,8 +22,8 @@ from triptych.encoders.native.base import (
 )
 from triptych.encoders.positions import resample
 from triptych.modalities import Grid, Image
-from triptych.modalities.image import LUMA
-from triptych.modalities.image_processor import settings_from
+from triptych.modalities.image_processor import KEPT, settings_from
+from triptych.modalities.image_views import LUMA
 
 PROJECTION = "embeddings.patch_embeddings.projection"
 TABLE = "embeddings.position_embeddings"
@@ -101,8 +101,10 @@ class ImageFamily(GridFamily):
             variant = replace(variant, extent=(modality.table_side or max(height, width),) * 2)
         return GridEmbedding(modality, made, variant)
 
-    def pipeline_tag(self, model) -> str | None:
-        return "image-feature-extraction" if model.config.num_channels == 3 else None  # pipelines hand over RGB
+    def pipeline_tag(self, model, backbone: Backbone) -> str | None:
+        # Pipelines hand over RGB of 8 bits.
+        rgb = backbone.modality.native_channels == 3 and not backbone.modality.arrays
+        return "image-feature-extraction" if rgb else None
 
     def settings(self, config) -> dict[str, Any]:
         biased = getattr(config, "qkv_bias", True)
@@ -119,17 +121,17 @@ class ImageFamily(GridFamily):
         return self.of_architecture(backbone.encoder.architecture) | {
             "image_size": height if height == width else [height, width],
             "patch_size": image.tile[0],
-            "num_channels": 3 if image.channels == 1 else image.channels,
+            "num_channels": image.native_channels,
         }
 
     def outward(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
         """A grey kernel becomes one of red, green and blue, which sees the same grey in them."""
-        if backbone.modality.channels == 1:
+        if backbone.modality.native_channels != backbone.modality.channels:
             kernel = tensors["embedding.projection.weight"]
             tensors["embedding.projection.weight"] = torch.cat([kernel * part for part in LUMA], dim=1)
 
     def head_outward(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
-        if backbone.modality.channels == 1:
+        if backbone.modality.native_channels != backbone.modality.channels:
             for name, tensor in tensors.items():
                 tensors[name] = tensor.repeat(3, *[1] * (tensor.ndim - 1))
 
@@ -200,7 +202,8 @@ class ImageFamily(GridFamily):
             if self.variant.table and not self.interpolated:
                 del its["image_size"]  # of another one the native class itself takes no picture
             settings |= its
-        own = {} if (found := getattr(processor, "value_range", None)) is None else {"value_range": tuple(found)}
+        found = {name: getattr(processor, name, None) for name in KEPT}
+        own = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items() if v is not None}
         return Start(self, settings, self.settings(config), native_of(model), model, processor=processor, own=own)
 
     def adapted(self, settings: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:

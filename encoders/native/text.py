@@ -65,7 +65,7 @@ class TextFamily(Family):
     def embedding(self, modality: Text, made: Architecture) -> TokenEmbedding:
         return TokenEmbedding(modality, made, self.variant)
 
-    def pipeline_tag(self, model) -> str:
+    def pipeline_tag(self, model, backbone: Backbone) -> str:
         return "fill-mask" if type(model).__name__ == self.masked_class else "feature-extraction"
 
     def settings(self, config) -> dict[str, Any]:

@@ -399,7 +399,7 @@ def test_what_is_given_stays_and_what_cannot_be_is_refused(tmp_path):
     )
     assert config.modality["image_size"] == 16 and config.modality["channels"] == 1
     assert config.modality["mean"] == [pytest.approx(sum(IMAGENET["image_mean"]) / 3)]
-    assert config.modality["table_side"] == 6 and config.modality["aspect"] == "keep"
+    assert config.modality["table_side"] == 6 and config.modality["aspect"] == "crop"
     assert adopted()[1] is None
     with pytest.raises(UserError, match="modality.patch_size 8 was given, but .* has 4, which cannot be changed"):
         adopted("--modality.patch_size", "8")

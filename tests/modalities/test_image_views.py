@@ -11,7 +11,7 @@ from scipy import stats
 
 from triptych.modalities import Image, ViewSpec, image
 from triptych.modalities.hashing import generator
-from triptych.modalities.image import AUGMENTATIONS, Strong, crop, distort
+from triptych.modalities.image_views import AUGMENTATIONS, Strong, crop, distort
 
 SURE = 1e-4  # of a fixed seed: a right distribution is refused once in 10,000 tests, a wrong one always
 

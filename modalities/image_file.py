@@ -1,0 +1,323 @@
+"""Picture files: what Pillow reads, DICOM, and arrays in .npy, with as many bits and channels as they have."""
+
+import io
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from triptych.modalities.base import BadSample, bytes_or_path
+from triptych.modalities.image_levels import Levels, Range, Raw, levels
+
+WHITE = 255  # the background that transparent pixels go over; the exported processor has the same
+# How Pillow names what an EXIF tag of 1 to 8 asks for.
+TURNS = (None, None, *"FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split())
+NUMPY, PNG, TIFF = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+DICOM, AT = b"DICM", 128  # the mark of a DICOM file, and where it stands
+# All that is read of a DICOM file. Nothing of a person, a place or a date is among it.
+TAGS = (
+    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated "
+    "BitsStored HighBit PixelRepresentation RescaleIntercept RescaleSlope ModalityLUTSequence PixelData FloatPixelData "
+    "DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths PixelPaddingValue "
+    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
+    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData"
+).split()
+Pages = Literal["first", "channels"]
+
+
+class NoReader(BadSample):
+    """A file that a library could read that is not installed."""
+
+
+def read_raw(source: Any, name: str, channels: int, pages: Pages, max_pixels: int) -> Raw:
+    """Bytes of a file of that name, or a PIL picture -> its values, upright. Raises `BadSample` or what decoders do."""
+    if is_plain(source, name):
+        return of_pillow(source, channels, pages, max_pixels)
+    if source.startswith(NUMPY):
+        return of_array(np.load(io.BytesIO(source)), channels)
+    return of_dicom(source, pages, max_pixels)
+
+
+def is_plain(source: Any, name: str) -> bool:
+    """Whether Pillow is to read it."""
+    if not isinstance(source, bytes):
+        return True
+    # Before files had heads, their name alone said that they are DICOM.
+    dicom = source[AT : AT + 4] == DICOM or os.path.splitext(name)[1].lower() in (".dcm", ".dicom")
+    return not dicom and not source.startswith(NUMPY)
+
+
+def content(value: Any) -> tuple[Any, str]:
+    """A cell -> the bytes of its file, or a PIL picture, and a name."""
+    found = bytes_or_path(value)
+    if isinstance(found, bytes):
+        return found, str(value["path"]) if isinstance(value, dict) else ""
+    return (Path(found).read_bytes(), str(found)) if isinstance(found, (str, os.PathLike)) else (found, "")
+
+
+# Arrays.
+
+
+def of_array(values: np.ndarray, channels: int) -> Raw:
+    """`[h w]`, `[h w c]` or `[c h w]`: the axis of channels is the one that is of the right length, or the shorter."""
+    shape = list(values.shape)
+    if values.ndim == 2:
+        values = values[None]
+    elif values.ndim == 3:
+        first, last = shape[0], shape[2]
+        is_last = last == channels or first != channels and last <= first
+        values = np.moveaxis(values, 2, 0) if is_last else values
+    if values.ndim != 3 or not values.size:
+        raise BadSample(f"a picture is an array [height width] or [height width channels], this one is {shape}")
+    return Raw(plain_values(values))
+
+
+def plain_values(values: np.ndarray) -> np.ndarray:
+    """Bytes, integers or floats, as this machine has them."""
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    if values.dtype.kind not in "uif":
+        raise BadSample(f"an array of {values.dtype}: a picture is one of integers or floats")
+    if values.dtype == np.int8:
+        return values.astype(np.int16)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def from_array(values: np.ndarray, channels: int) -> bytes:
+    """An array in memory -> the bytes of a file of the same values. `ValueError` where there is none."""
+    made = io.BytesIO()
+    raw = of_array(values, channels).values
+    if raw.dtype == np.uint8 and len(raw) in (1, 3, 4):
+        from PIL import Image as pillow
+
+        pixels = np.ascontiguousarray(raw[0] if len(raw) == 1 else np.moveaxis(raw, 0, 2))
+        pillow.fromarray(pixels).save(made, "PNG", compress_level=1)
+    else:
+        np.save(made, raw, allow_pickle=False)
+    return made.getvalue()
+
+
+# DICOM.
+
+
+def of_dicom(source: bytes, pages: Pages, max_pixels: int) -> Raw:
+    """Stored values by slope and intercept, or by the file's table; palettes and YBR are RGB.
+
+    Of several frames the first, or, as `channels`, all. What is said of a file that cannot be read holds nothing of
+    its fields.
+    """
+    try:
+        import pydicom
+    except ImportError:
+        raise NoReader("DICOM, which pydicom reads: pip install pydicom") from None
+    known = pydicom.config.settings.reading_validation_mode
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # it would print what is in a field
+    try:
+        return decoded(pydicom.dcmread(io.BytesIO(source), force=True, specific_tags=TAGS), pages, max_pixels)
+    except BadSample:
+        raise
+    except Exception as error:
+        raise BadSample(f"DICOM that cannot be read ({type(error).__name__})") from None
+    finally:
+        pydicom.config.settings.reading_validation_mode = known
+
+
+def decoded(data, pages: Pages, max_pixels: int) -> Raw:
+    """The pixels of a `pydicom.Dataset`."""
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+    from pydicom.uid import ImplicitVRLittleEndian
+
+    if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise BadSample("DICOM without a picture")
+    frames = int(data.get("NumberOfFrames") or 1) if pages == "channels" else 1
+    check_size(data.Columns, data.Rows, max_pixels, frames)
+    if "TransferSyntaxUID" not in data.file_meta:  # of before there were heads
+        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    try:
+        values = pixel_array(data, index=None if frames > 1 else 0)
+    except (NotImplementedError, RuntimeError):
+        if not data.file_meta.TransferSyntaxUID.is_compressed:
+            raise
+        raise NoReader(
+            f"DICOM, compressed by {data.file_meta.TransferSyntaxUID.name}: pip install pylibjpeg pylibjpeg-libjpeg "
+            "pylibjpeg-openjpeg"
+        ) from None
+    kind = data.PhotometricInterpretation
+    if kind == "PALETTE COLOR":
+        values = apply_color_lut(values, data)
+        values = (values >> 8).astype(np.uint8) if values.dtype == np.uint16 else values
+    elif data.BitsAllocated == 1:
+        values = values * np.uint8(255)
+    elif "ModalityLUTSequence" in data or (data.get("RescaleSlope", 1), data.get("RescaleIntercept", 0)) != (1, 0):
+        values = apply_modality_lut(values, data)
+        values = values.astype(np.int32) if values.dtype.kind == "f" and (values == np.rint(values)).all() else values
+    if frames > 1 and values.ndim == 4:
+        raise BadSample("DICOM of several frames in colour: modality.pages channels is for grey ones")
+    values = np.moveaxis(values, 2, 0) if values.ndim == 3 and frames == 1 else values
+    return Raw(plain_values(values if values.ndim == 3 else values[None]), inverted=kind == "MONOCHROME1")
+
+
+# Pillow.
+
+
+def of_pillow(source: Any, channels: int, pages: Pages, max_pixels: int) -> Raw:
+    """Of several pages the first, or, as `channels`, all; also those of more than Pillow can tell (`deeper`)."""
+    if channels > 1 and (values := deeper(source, channels, max_pixels)) is not None:
+        return Raw(values)
+    with opened(source, max_pixels) as picture:
+        turn = orientation(picture)
+        if pages == "channels" and getattr(picture, "n_frames", 1) > 1:
+            return Raw(turned(stacked(picture, max_pixels), turn))
+        if depth(picture) is None:
+            picture = convert(picture, {1: "L", 4: "RGBA"}.get(channels, "RGB"))
+        return Raw(turned(planes(picture), turn))
+
+
+def planes(picture) -> np.ndarray:
+    values = np.asarray(picture)
+    return plain_values(values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0))
+
+
+def stacked(picture, max_pixels: int) -> np.ndarray:
+    """All pages, one after another."""
+    check_size(picture.width, picture.height, max_pixels, picture.n_frames)
+    made = []
+    for number in range(picture.n_frames):
+        picture.seek(number)
+        page = picture if depth(picture) or picture.mode in ("L", "RGB", "RGBA") else convert(picture, "L")
+        made.append(planes(page))
+        if made[-1].shape[1:] != made[0].shape[1:]:
+            raise BadSample("pages of several sizes, which cannot be channels")
+    return np.concatenate(made)
+
+
+def deeper(source: Any, channels: int, max_pixels: int) -> np.ndarray | None:
+    """Colours of more than the 8 bits that Pillow gives of each, or bands that it does not tell apart, `[c h w]`."""
+    if not isinstance(source, bytes):
+        return None
+    if source.startswith(TIFF):
+        return page_of(source, max_pixels)
+    if not source.startswith(PNG) or source[24] != 16 or source[25] not in (2, 6):  # bits; RGB, RGBA
+        return None
+    from torchvision.io import ImageReadMode, decode_png
+
+    check_size(*(int.from_bytes(source[at : at + 4], "big") for at in (16, 20)), max_pixels)
+    values = decode_png(torch.frombuffer(bytearray(source), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()
+    if len(values) == 4 and channels != 4:  # over white, as of 8 bits
+        alpha = values[3:] / 65535
+        values = np.rint(values[:3] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
+    return values
+
+
+def page_of(source: bytes, max_pixels: int) -> np.ndarray | None:
+    """The first page of a TIFF `[c h w]`, by tifffile; None where Pillow tells as much of it."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(source)) as file:
+        page = file.pages[0]
+        count = page.samplesperpixel
+        if count == 1 or page.bitspersample <= 8 and 0 not in page.extrasamples and count <= 4:
+            return None
+        check_size(page.imagewidth, page.imagelength, max_pixels)
+        values = page.asarray()
+    return plain_values(values if page.axes[0] == "S" else np.moveaxis(values, 2, 0))
+
+
+@contextmanager
+def opened(source: Any, max_pixels: int):
+    """A decoded picture, or its bytes or path -> the decoded picture. Pillow's own limits give way to ours."""
+    from PIL import Image as pillow
+    from PIL import PngImagePlugin as png
+
+    limits = pillow.MAX_IMAGE_PIXELS, png.MAX_TEXT_CHUNK, png.MAX_TEXT_MEMORY
+    # A good picture may carry a large profile, or the prompt and workflow that it was made with.
+    pillow.MAX_IMAGE_PIXELS, png.MAX_TEXT_CHUNK, png.MAX_TEXT_MEMORY = None, 2**26, 2**28
+    try:
+        if not isinstance(source, pillow.Image):
+            source = pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        check_size(source.width, source.height, max_pixels)
+        source.load()
+        yield source
+    finally:
+        pillow.MAX_IMAGE_PIXELS, png.MAX_TEXT_CHUNK, png.MAX_TEXT_MEMORY = limits
+
+
+def check_size(width: int, height: int, most: int, pages: int = 1) -> None:
+    if width * height * pages > most:
+        raise BadSample(
+            f"{f'{pages} pages of ' if pages > 1 else ''}{width}×{height} pixels, more than modality.max_pixels "
+            f"{most}; raise that, or shrink the picture"
+        )
+
+
+def small_jpeg(data: bytes):
+    """Bytes -> a PIL picture where they are a small JPEG without EXIF that can be read at once; None for all others.
+
+    torchvision decodes to the same pixels. On a picture of 32×32 Pillow takes three times as long, to parse headers.
+    A later torchvision is to drop its decoders: Pillow reads all then.
+    """
+    if len(data) > 2**15 or data[:2] != b"\xff\xd8" or b"Exif" in data:
+        return None
+    from PIL import Image as pillow
+
+    try:
+        from torchvision.io import decode_jpeg
+
+        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    except (ImportError, RuntimeError):  # if it is damaged, Pillow says how
+        return None
+    if pixels.shape[0] == 4:  # CMYK
+        return None
+    return pillow.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+
+
+def orientation(picture) -> int:
+    """How the picture is to be turned, 1 to 8, by its EXIF tag. A tag that cannot be read is none."""
+    try:
+        found = picture.getexif().get(0x0112, 1)
+    except Exception:  # whatever a parser stumbles over in somebody's camera
+        return 1
+    return int(found) if found in range(1, 9) else 1
+
+
+def is_grey(picture) -> bool:
+    return len(picture.getbands()) == 1 and picture.mode != "P" and picture.info.get("transparency") is None
+
+
+def depth(picture) -> str | None:
+    """The kind of a picture of more than 8 bits in one channel; None for all others."""
+    return {"I": "integers", "F": "floats"}.get(picture.mode[0])
+
+
+def convert(picture, mode: str, ranges: dict[str, Range] | None = None):
+    """A PIL picture of any mode -> `mode` (`L`, `RGB` or `RGBA`), 8 bits a channel, transparency over white."""
+    from PIL import Image as pillow
+
+    if depth(picture) is not None:  # Pillow would cut these at 255
+        picture = as_pillow(levels(Raw(planes(picture)), 1, ranges))
+    if mode != "RGBA" and ("A" in picture.getbands() or picture.info.get("transparency") is not None):
+        picture = picture.convert("RGBA")
+        picture = pillow.alpha_composite(pillow.new("RGBA", picture.size, (WHITE,) * 4), picture)
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def as_pillow(made: Levels):
+    """Of 8 bits, `L`, `RGB` or `RGBA`."""
+    from PIL import Image as pillow
+
+    pixels = np.rint(made.values.numpy() * 255).astype(np.uint8)
+    return pillow.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, 2)))
+
+
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """`[c h w]` as an EXIF tag of 1 to 8 asks for."""
+    if orientation >= 5:
+        values = values.swapaxes(1, 2)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, :, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[:, ::-1]
+    return np.ascontiguousarray(values)

@@ -1,0 +1,165 @@
+"""Levels: what a deep picture has reaches the model, in views as in evaluation, and one recipe serves both kinds."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import support
+import torch
+from PIL import Image as pillow
+from transformers import AutoImageProcessor
+
+from triptych.modalities import EVALUATION, BadSample, Image, ViewSpec
+from triptych.modalities.hashing import generator
+from triptych.modalities.image_views import AUGMENTATIONS, Strong, distort, warped
+
+
+def cell(values: np.ndarray) -> dict:
+    file = io.BytesIO()
+    pillow.fromarray(values).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def seen(image: Image, sample) -> torch.Tensor:
+    made = [image.view(sample, EVALUATION, 0)]
+    return image.uncut(image.prepare(image.collate(made, torch.zeros(1, dtype=torch.long))))
+
+
+# A tenth of 12 bits, as soft tissue has it: 8 bits leave 19 levels of it.
+FAINT = np.linspace(1000, 1299, 64 * 64).astype(np.uint16).reshape(64, 64)
+
+
+def test_the_levels_of_a_picture_of_12_bits_reach_the_model(tmp_path):
+    image = Image(64, 16, channels=1)
+    rows = [{"image": cell(FAINT)}, {"image": cell((FAINT % 2 * 3000).astype(np.uint16))}]
+    assert "0 is black and 4095 white in all" in image.fit(rows, "image")
+    assert len(seen(image, image.read(rows[0]["image"])).unique()) == 300
+    view = image.view(image.read(rows[0]["image"]), ViewSpec(), 3)["data"]
+    assert len(view.unique()) == 300
+    image.save(str(tmp_path))
+    stock = AutoImageProcessor.from_pretrained(tmp_path)
+    assert stock.rescale_factor == 1 / 4095 and not stock.do_convert_rgb
+    theirs = stock(FAINT.astype(np.float32)[None], input_data_format="channels_first", return_tensors="pt")
+    torch.testing.assert_close(theirs["pixel_values"], seen(image, image.read(rows[0]["image"])), atol=1e-6, rtol=1e-5)
+    assert len(np.unique(theirs["pixel_values"])) == 300
+
+
+def test_8_bits_stay_0_to_255_in_a_mixed_set_and_alone_are_bytes():
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    alone, mixed = Image(16, 4, channels=1), Image(16, 4, channels=1)
+    assert alone.fit([{"image": cell(ramp)}], "image") is None and alone.mean == [0.5]
+    assert alone.view(alone.read(cell(ramp)), ViewSpec(), 0)["data"].dtype == torch.uint8
+    note = mixed.fit([{"image": cell(ramp)}, {"image": cell(FAINT)}], "image")
+    assert "1 of 8 bits: 0 is black and 255 white" in note and "999" not in note
+    np.testing.assert_array_equal(mixed.read(cell(ramp)).values[0], ramp / np.float32(255))
+
+
+def test_what_the_range_leaves_unseen_is_said():
+    text = [{"image": cell(np.where(np.arange(4096).reshape(64, 64) < 2, 65535, FAINT).astype(np.uint16))}]
+    image = Image(64, 16, channels=1)
+    assert "999 of 1,000 values are at most 1298" in image.fit(text, "image") and image.value_range == (0, 65535)
+    own = Image(64, 16, channels=1, value_range=(0, 4095))
+    assert "0.00049 of their values are beyond, and clipped" in own.fit(text, "image")
+    with pytest.raises(ValueError, match="percentiles are of each picture"):
+        Image(64, 16, channels=1, value_range=(0, 1), percentiles=(1, 99))
+
+
+def test_percentiles_are_of_each_picture():
+    image = Image(64, 16, channels=1, percentiles=(0, 100))
+    assert "percentiles 0 and 100" in image.fit([{"image": cell(FAINT)}], "image")
+    for values in (FAINT, FAINT * 3):
+        read = image.read(cell(values)).values
+        assert (read.min(), read.max()) == (0, 1) and not image.beyond(image.read(cell(values)))
+    assert image.read(cell(FAINT * 0 + 7)).values.max() == 0
+
+
+def test_each_channel_has_its_mean_and_deviation(tmp_path):
+    random = np.random.default_rng(0)
+    values = np.stack([random.normal(m, s, (64, 64)) for m, s in ((500, 50), (2000, 400), (100, 0))], 2).clip(0, 4000)
+    five = np.concatenate([values, values[..., :2]], 2).astype(np.uint16)
+    image = Image(64, 16, channels=5)
+    image.fit([{"image": image.cell(five)}], "image")
+    assert image.mean == pytest.approx(np.array([500, 2000, 100, 500, 2000]) / 4095, abs=0.002)
+    assert image.std == pytest.approx([*np.array([50, 400]) / 4095, 1, *np.array([50, 400]) / 4095], abs=0.002)
+    given = Image(64, 16, channels=5, mean=0.5)
+    given.fit([{"image": image.cell(five)}], "image")
+    assert given.mean == [0.5] * 5 and given.std == image.std
+    with pytest.raises(BadSample, match="3 channels, where modality.channels is 5"):
+        image.read(image.cell(values.astype(np.uint16)))
+
+
+# Views.
+
+
+@pytest.mark.parametrize("aspect", ["squeeze", "pad"])
+def test_a_view_of_an_array_is_that_of_a_picture(aspect):
+    """The same seed crops, turns and flips both alike; what differs is the filters' rounding."""
+    yy, xx = np.mgrid[:90, :60]
+    smooth = (127 + 60 * np.sin(yy / 14) + 60 * np.cos(xx / 11)).astype(np.uint8)
+    how = {"rotation": 20.0, "shift": 0.1, "zoom": 0.2, "aspect": aspect}
+    bytes_, array = Image(32, 8, channels=1, **how), Image(32, 8, channels=1, value_range=(0, 4095), **how)
+    for seed in range(8):
+        spec = ViewSpec(scale=(0.4, 1.0))
+        ours = array.view(array.read(cell(smooth)), spec, seed)["data"]
+        theirs = bytes_.view(bytes_.read(cell(smooth)), spec, seed)["data"] / 255
+        assert ours.shape == theirs.shape and (ours - theirs)[:, 4:-4, 4:-4].abs().median() < 0.01, seed
+        assert (ours - theirs).abs().mean() < 0.03
+
+
+@pytest.mark.parametrize("recipe", AUGMENTATIONS)
+def test_an_array_is_distorted_as_a_picture_is(recipe):
+    random = np.random.default_rng(0)
+    blocks = np.kron(random.integers(40, 200, (8, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    array = torch.from_numpy(blocks.transpose(2, 0, 1) / np.float32(255))
+    for strong in AUGMENTATIONS[recipe]:
+        for seed in range(12):
+            theirs = np.asarray(distort(pillow.fromarray(blocks), strong, generator(seed, 5)))
+            ours = distort(array, strong, generator(seed, 5)).numpy().transpose(1, 2, 0)
+            assert np.abs(ours * 255 - theirs).mean() < 4, seed
+
+
+def test_an_array_of_five_channels_keeps_its_colours_apart():
+    five = torch.rand(5, 16, 16)
+    strong = Strong(0.4, 0.4, 0.4, 0.1, jitter=1, grey=1, blur=1, solarize=1)
+    made = distort(five, strong, generator(0, 5))
+    assert made.shape == five.shape and 0 <= made.min() and made.max() <= 1
+    assert warped(five, (1, 0, 0, 0, 1, 0)).sub(five).abs().max() < 1e-5
+
+
+# DICOM.
+
+
+def test_dicom_is_read_by_slope_and_photometric_interpretation():
+    values = np.arange(4096).reshape(64, 64)
+    image = Image(64, 16, channels=1, value_range=(0, 4095))
+
+    def read(*a, **k):
+        return image.read({"bytes": support.dicom(*a, **k), "path": None}).values[0].numpy() * 4095
+
+    np.testing.assert_allclose(read(values), values, atol=1e-3)
+    np.testing.assert_allclose(read(values, "MONOCHROME1"), 4095 - values, atol=1e-3)
+    np.testing.assert_allclose(read(values // 2, RescaleSlope=2, RescaleIntercept=1), values // 2 * 2 + 1, atol=1e-3)
+    half = image.read({"bytes": support.dicom(np.stack([values] * 3), RescaleSlope=0.5), "path": None})
+    assert half.values.shape == (1, 64, 64) and half.beyond == 0
+    ct = Image(64, 16, channels=1)
+    note = ct.fit([{"image": {"bytes": support.dicom(values, RescaleIntercept=-1024), "path": None}}], "image")
+    assert ct.value_range == (-1024, 3071) and "-1024 is black and 3071 white" in note
+    grey = Image(64, 16, channels=1)
+    small = {"bytes": support.dicom(values % 256, "MONOCHROME1", bits=8), "path": None}
+    assert grey.fit([{"image": small}], "image") is None
+    np.testing.assert_array_equal(grey.read(small), 255 - values % 256)
+    volume = Image(64, 16, channels=3, pages="channels", value_range=(0, 4095))
+    assert volume.read({"bytes": support.dicom(np.stack([values] * 3)), "path": None}).values.shape == (3, 64, 64)
+
+
+def test_dicom_without_pydicom_and_dicom_without_a_picture_are_one_line(monkeypatch):
+    image, found = Image(64, 16, channels=1), support.dicom(np.zeros((8, 8), int), PatientName="Doe^Jane")
+    cut = found[: found.index(b"\xe0\x7f\x10\x00") + 4]
+    with pytest.raises(BadSample, match=r"^DICOM (without a picture|that cannot be read \(\w+\))$"):
+        image.read({"bytes": cut, "path": "Doe.dcm"})
+    with pytest.raises(BadSample, match=r"^DICOM that cannot be read \(\w+\)$|^DICOM without a picture$"):
+        image.read({"bytes": b"Doe^Jane", "path": "a.dcm"})
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ValueError, match="^DICOM, which pydicom reads: pip install pydicom$"):
+        image.fit([{"image": {"bytes": found, "path": None}}], "image")
