@@ -60,26 +60,31 @@ def some(count: int, most: int, first: np.ndarray | None = None) -> np.ndarray:
     return order[:most]
 
 
-@torch.no_grad()
 def seen(objective, rows: Rows, fraction: float) -> tuple[str, str]:
     """Each view of some samples: as it is, without what was hidden, with what was guessed there."""
+    lines = exhibits(objective, rows, fraction)
+    where = "that were held out of training" if len(held_out(len(rows), fraction)[1]) >= SEEN else "of the data"
+    note = f"{SEEN} samples {where}, as the objective asks for them. A column is a sample."
+    return sample_table([(name, [shown(one) for one in line]) for name, line in lines]), note
+
+
+@torch.no_grad()
+def exhibits(objective, rows: Rows, fraction: float, count: int = SEEN) -> list[tuple[str, list[Exhibit]]]:
+    """So many samples, of those held out first, in a line a stage: its name, and each sample there."""
     modality, (_, held) = objective.backbone.modality, held_out(len(rows), fraction)
-    index = some(len(rows), 4 * SEEN, held)
+    index = some(len(rows), 4 * count, held)
     samples, numbers = division(rows, index)
     feed = Samples(samples, rows.column, modality, objective.views, 0, len(samples), numbers)
-    views = feed.__getitems__([(0, i) for i in range(min(SEEN, len(samples)))])["views"]
+    views = feed.__getitems__([(0, i) for i in range(min(count, len(samples)))])["views"]
     prepared = [modality.prepare(view) for view in views]
-    lines: list[tuple[str, list[str]]] = []
+    lines: list[tuple[str, list[Exhibit]]] = []
     for number, (view, made, found) in enumerate(zip(views, prepared, objective.seen(prepared), strict=True), 1):
-        name = "original" if len(views) == 1 else f"view {number}"
-        lines.append((name, [shown(one) for one in modality.exhibit(view)]))
+        lines.append(("original" if len(views) == 1 else f"view {number}", modality.exhibit(view)))
         if found.index is not None:
-            lines.append(("what is left of it", [shown(one) for one in modality.exhibit(made, Seen(*found[:2]))]))
+            lines.append(("what is left of it", modality.exhibit(made, Seen(*found[:2]))))
         if found.guess is not None:
-            lines.append(("with what is guessed", [shown(one) for one in modality.exhibit(made, found)]))
-    where = "that were held out of training" if len(held) >= SEEN else "of the data"
-    note = f"{SEEN} samples {where}, as the objective asks for them. A column is a sample."
-    return sample_table(lines), note
+            lines.append(("with what is guessed", modality.exhibit(made, found)))
+    return lines
 
 
 def sample_table(lines: list[tuple[str, list[str]]]) -> str:

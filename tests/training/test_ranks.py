@@ -123,14 +123,14 @@ def replayed(loop, gradients: list[dict[str, torch.Tensor]]) -> dict[str, torch.
 
 @pytest.fixture(scope="module")
 def cell(launch, tmp_path_factory):
-    """Results of one process and of two ranks, by cell."""
+    """Results of one process and of several ranks, by cell."""
 
     @cache
-    def get(modality: str, objective: str):
+    def get(modality: str, objective: str, ranks: int = 2, stages=STAGES):
         folder = str(tmp_path_factory.mktemp("runs"))
         given = {"modality": modality, "objective": objective, "folder": folder}
-        alone, pair = launch(train_cell, 1, stages=(0,), **given), launch(train_cell, 2, stages=STAGES, **given)
-        return alone.results()[0], pair.results()
+        alone, many = launch(train_cell, 1, stages=(0,), **given), launch(train_cell, ranks, stages=stages, **given)
+        return alone.results()[0], many.results(600)
 
     return get
 
@@ -145,19 +145,35 @@ def test_two_ranks_are_one(cell, modality, objective, stage):
     times what any processor has shown (docs/tolerances.md).
     """
     alone, pair = cell(modality, objective)
-    for accumulation in (1, 2):
-        one = alone[f"0 {accumulation}"]
-        for two in (rank[f"{stage} {accumulation}"] for rank in pair):
-            assert two["losses"][0] == pytest.approx(one["losses"][0], rel=1e-5, abs=1e-5)
-            assert two["losses"] == pytest.approx(one["losses"], rel=1e-4, abs=1e-4)
-            assert distance(two["gradients"], one["gradients"]) == pytest.approx(0, abs=3e-5)
-            assert two["weights"].keys() == one["weights"].keys()
-            apart = {k: (two["weights"][k].float() - v.float()).abs().max().item() for k, v in one["weights"].items()}
-            worst = max(apart, key=apart.get)
-            assert apart[worst] == pytest.approx(0, abs=2e-5), worst
+    check_steps(alone, pair, stage)
     for adamw in (alone["0 adamw"], *(rank[f"{stage} adamw"] for rank in pair)):
         assert adamw["moved"] > 1e-3 and adamw["apart"] == pytest.approx(0, abs=2e-6)
         assert adamw["losses"][:2] == pytest.approx(alone["0 adamw"]["losses"][:2], rel=1e-4, abs=1e-4)
+
+
+def check_steps(alone: dict, ranks: list[dict], stage: int) -> None:
+    """Losses, gradients and weights after SGD, of one process and of several ranks."""
+    for accumulation in (1, 2):
+        one = alone[f"0 {accumulation}"]
+        for other in (rank[f"{stage} {accumulation}"] for rank in ranks):
+            assert other["losses"][0] == pytest.approx(one["losses"][0], rel=1e-5, abs=1e-5)
+            assert other["losses"] == pytest.approx(one["losses"], rel=1e-4, abs=1e-4)
+            assert distance(other["gradients"], one["gradients"]) == pytest.approx(0, abs=3e-5)
+            assert other["weights"].keys() == one["weights"].keys()
+            apart = {k: (other["weights"][k].float() - v.float()).abs().max().item() for k, v in one["weights"].items()}
+            worst = max(apart, key=apart.get)
+            assert apart[worst] == pytest.approx(0, abs=2e-5), worst
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("modality", "objective"), [("image", "vicreg"), ("text", "moco"), ("audio", "dino"), ("image", "swav")]
+)
+def test_four_ranks_are_one(cell, modality, objective):
+    """What gathers, where a rank has two samples: a factor that two ranks hide (W/2, W - 1) shows here."""
+    alone, four = cell(modality, objective, 4, (0, 3))
+    for stage in (0, 3):
+        check_steps(alone, four, stage)
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
