@@ -6,15 +6,15 @@ python benchmarks/picture.py runs/image runs/audio runs/text --to docs/guessed.p
 """
 
 import argparse
-import textwrap
+import re
 from pathlib import Path
 
 from triptych.evaluation.load import from_run
 from triptych.evaluation.report_samples import exhibits, painted
 from triptych.training.sources import load
 
-COUNT, RIGHT, WRONG, GAP = 4, "#009E73", "#D55E00", "#BBBBBB"  # samples a panel; Okabe and Ito's colours
-LINE, LINES = 36, 5  # characters of a line of text, lines of a sample
+COUNT, RIGHT, WRONG = 4, "#009E73", "#D55E00"  # samples a panel; Okabe and Ito's colours
+LINE, LINES = 54, 4  # characters of a line of text, lines of a sample
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
         else:
             draw(part.subplots(len(lines), COUNT), lines)
         part.suptitle(f"{config.objective['name']} on {config.data.name}", fontsize=11)
-    figure.savefig(arguments.to, dpi=110)
+    figure.savefig(arguments.to, dpi=100)
 
 
 def draw(axes, lines) -> None:
@@ -57,7 +57,7 @@ def write(axes, lines) -> None:
         column = row = 0
         for word in one.words:
             text = word.guess or word.text
-            for piece in textwrap.wrap(text, LINE, drop_whitespace=False) or [""]:
+            for piece in re.findall(r"\s*\S+|\s+", text):
                 if column + len(piece) > LINE:
                     column, row, piece = 0, row + 1, piece.lstrip()
                 if row < LINES:
