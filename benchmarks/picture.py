@@ -1,8 +1,10 @@
-"""Draw what runs hid and guessed, a panel a run, into one picture: the README's.
+r"""Draw what runs hid and guessed, a panel a run, into one picture: the README's.
 
-for m in image/digits/mae audio/tones/mae text/docstrings/masked; do IFS=/ read kind data objective <<< $m
-    python train.py --config configs/${kind}_$data.yaml --objective $objective --output_dir runs/$kind; done
-python benchmarks/picture.py runs/image runs/audio runs/text --to docs/guessed.png
+    python train.py --config configs/image_digits.yaml --output_dir runs/image
+    python train.py --config configs/audio_tones.yaml --objective mae --max_steps 800 --output_dir runs/audio
+    python train.py --config configs/text_docstrings.yaml --objective masked --max_steps 1200 --learning_rate 0.0015 \
+        --output_dir runs/text
+    python benchmarks/picture.py runs/image runs/audio runs/text --to docs/guessed.png
 """
 
 import argparse
