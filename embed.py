@@ -20,6 +20,7 @@ import numpy as np
 
 from triptych.encoders.backbone import Backbone, Pooling
 from triptych.modalities.domains import Count, Fraction, check
+from triptych.training import own
 from triptych.training.command_line import with_values
 from triptych.training.errors import UserError, at_home, explained, one_line, one_line_exit
 
@@ -346,7 +347,7 @@ def main(argv: list[str] | None = None, program: str = "embed.py") -> None:
     from jsonargparse import auto_cli
 
     with one_line_exit(program):
-        argv = with_values(at_home(sys.argv[1:] if argv is None else argv), ["pieces"])
+        argv = with_values(own.taken(at_home(sys.argv[1:] if argv is None else argv)), ["pieces"])
         argv = [re.sub(r"^--data\.(?=(column|split)\b)", "--", argument) for argument in argv]
         auto_cli(write, args=argv, as_positional=True, exit_on_error=False, prog=program)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from triptych.evaluation.card import card
+from triptych.training import own
 from triptych.training.command_line import with_values
 from triptych.training.errors import UserError, at_home, one_line, one_line_exit
 
@@ -151,7 +152,8 @@ def main(argv: list[str] | None = None, program: str = "export.py") -> None:
     from jsonargparse import auto_cli
 
     with one_line_exit(program):
-        argv = with_values(at_home(sys.argv[1:] if argv is None else argv), ["private", "keep_heads"])
+        argv = own.taken(at_home(sys.argv[1:] if argv is None else argv))
+        argv = with_values(argv, ["private", "keep_heads"])
         auto_cli(export, args=argv, as_positional=True, exit_on_error=False, prog=program)
 
 

@@ -1,6 +1,6 @@
 """Probe: is a run any good? Frozen features, always beside the same encoder untrained, and the published start.
 
-python probe.py runs/mine [--data other] [--labels 2,10] [--draws 20]
+python probe.py runs/mine [--data other] [--labels 2,10] [--draws 20] [--group patient]
 """
 
 import json
@@ -8,10 +8,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from triptych.training.errors import UserError, at_home, one_line_exit
 
+Values = dict[tuple[str, str, str], dict[str, dict[str, Any]]]  # by cell, encoder and measure: arrays `[draws u]`
+SAMPLES = 2000  # of a fine-tuning, by default
 FEW_DRAWS = 10  # of few labels, by default; three are luck
 
 
@@ -22,8 +24,13 @@ def probe(
     label_column: str | None = None,
     train_split: str = "train",
     test_split: str | None = None,
+    task: Literal["classes", "several", "regression"] | None = None,
+    group: str | None = None,
+    metadata: str | None = None,
     labels: list[int] | None = None,
     draws: int = FEW_DRAWS,
+    finetune: int | None = None,
+    finetune_rate: float = 1e-3,
     most: int = 10_000,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
@@ -38,12 +45,23 @@ def probe(
         data: data with labels. Default: what the run was trained on. From Python also a `datasets.Dataset`, one a
             split, or a dictionary of columns: the samples', named after the modality, and `label`.
         column: column of samples. Default: the run's own, where the data has it, or the one of the modality's type.
-        label_column: column of labels. Default: `label`, or the one class label.
+        label_column: column of labels, or several of 0 and 1 with commas between. Default: `label`, or the one class
+            label.
         train_split: split whose labels the probe learns from.
         test_split: split it is judged on. Default: `test` or `validation`, by any of their names; where there is none
             with labels, a fifth of each class of the other is held out.
-        labels: labels a class, one or more numbers, such as 2,10. Default: all.
+        task: what labels are: one of several `classes`, `several` labels a row, or a quantity (`regression`). Default:
+            lists and words with `|` between are several, fractions and many numbers a quantity.
+        group: rows of one group (patient, speaker, recording) are never on both sides: a column, `file`, `folder`, or a
+            regular expression, whose first parenthesis in a file's path is the group. Default: that of the run's data.
+        metadata: a table about the files of a folder, such as their labels, by a column of their names. Default: those
+            called `metadata` that lie beside them.
+        labels: labels a class, one or more numbers, such as 2,10; where there are no classes, labelled rows. Default:
+            all.
         draws: label draws, at least 3; the mean and deviation over them are printed. Of all labels there is one draw.
+        finetune: also fine-tune each encoder, from scratch too, on so many training samples, with the same draws and
+            one recipe. Without a number: 2,000.
+        finetune_rate: its peak learning rate; for a large published encoder try 1e-4.
         most: rows of each split that are used at most.
         device: `auto` takes a GPU if there is one. Features are float32 on both.
         threads: threads for torch. Default: torch's own choice.
@@ -53,20 +71,24 @@ def probe(
     """
     import dataclasses
 
-    import numpy as np
     import torch
 
     from triptych.evaluation.features import extract
-    from triptych.evaluation.labels import number, splits
+    from triptych.evaluation.labels import splits
     from triptych.evaluation.load import from_run, published
-    from triptych.evaluation.probes import PROBES, over_draws, score
+    from triptych.evaluation.probes import PROBES, judged
     from triptych.training.engine import pick_device
     from triptych.training.memory import held
     from triptych.training.sources import known_column
 
     if draws < 3:
         raise UserError(f"draws {draws}: with fewer than 3 there is no telling luck from gain")
-    for name, least in (("most", most), ("threads", threads), *(("labels", n) for n in labels or ())):
+    for name, least in (
+        ("most", most),
+        ("threads", threads),
+        ("finetune", finetune),
+        *(("labels", n) for n in labels or ()),
+    ):
         if least is not None and least < 1:
             raise UserError(f"{name} {least} is below 1")
     if threads:
@@ -77,54 +99,101 @@ def probe(
     with held(config.data.name if data is None else data, modality) as name:
         if data is not None:
             known = known_column(name, config.data, modality, train_split)
-            config.data = dataclasses.replace(config.data, name=name, subset=None, revision=None, column=known)
-        given = {"column": column, "label_column": label_column}
+            config.data = dataclasses.replace(
+                config.data, name=name, subset=None, revision=None, column=known, group=None, metadata=None
+            )
+        given = {"column": column, "label_column": label_column, "group": group, "metadata": metadata}
         config.data = dataclasses.replace(config.data, **{k: v for k, v in given.items() if v is not None})
-        train, test, words = splits(config.data, modality, train_split, test_split, most)
-    classes, (y, test_y) = number(words, train.label)
+        learn, judge, found, y, test_y, groups = splits(config.data, modality, train_split, test_split, most, task)
 
     fresh = config.build_modality()
     fresh.load(str(checkpoint / "modality"))
     encoders = {"pretrained": objective.backbone, "random": config.build_objective(fresh).backbone}
     if config.run.init_from and (start := published(config, checkpoint)) is not None:
         encoders["published"] = start
-    hits: dict[tuple, dict[str, np.ndarray]] = {}
+    values: Values = {}
     for encoder, backbone in encoders.items():
-        learn, judge = extract(backbone, train, device=place), extract(backbone, test, device=place)
+        x, t = extract(backbone, learn, device=place), extract(backbone, judge, device=place)
         if encoder == "pretrained":
-            for split, rows, found in (("to learn from", train, learn), ("to judge", test, judge)):
-                report_lost(split, len(rows), found)
-            kept_y, kept_test_y = y[learn.row], test_y[judge.row]
-            report_rare(classes, kept_y, kept_test_y, labels)
-        assert len(learn.row) == len(kept_y) and len(judge.row) == len(kept_test_y)  # paired
-        for per_class in labels or [None]:
-            for kind, judged in PROBES.items():
-                for pooling, x in learn.x.items():
-                    hits.setdefault((str(per_class or "all"), kind, pooling), {})[encoder] = over_draws(
-                        judged, x, kept_y, judge.x[pooling], kept_test_y, per_class, draws if per_class else 1
+            for split, rows, got in (("to learn from", learn, x), ("to judge", judge, t)):
+                report_lost(split, len(rows), got)
+            y, test_y, groups = y[x.row], test_y[t.row], groups if groups is None else groups[t.row]
+            report_rare(found, y, test_y, labels)
+        kept = learn.select(x.row), judge.select(t.row)
+        assert len(x.row) == len(y) and len(t.row) == len(test_y)  # paired
+        for few in labels or [None]:
+            for kind in PROBES:
+                for pooling in x.x:
+                    values.setdefault((str(few or "all"), kind, pooling), {})[encoder] = judged(
+                        found, kind, x.x[pooling], y, t.x[pooling], test_y, few, draws if few else 1, groups
                     )
-    largest = np.bincount(kept_test_y).argmax()
-    constant = (kept_test_y == largest)[None]
-    rows = []
-    for (per_class, kind, pooling), found in hits.items():
-        for encoder in encoders:
-            mine = score(found[encoder])
-            row = {"encoder": encoder, "pooling": pooling, "probe": kind, "labels": per_class}
-            # Of one draw, the deviation is that of so many test rows.
-            row |= {"accuracy": mine.mean, "deviation": mine.error if mine.deviation is None else mine.deviation}
-            row["largest_class"] = 100 * float(constant.mean())
-            if encoder == "pretrained":
-                others = {other: found[other] for other in encoders if other != encoder}
-                others["largest class"] = np.broadcast_to(constant, found[encoder].shape)
-                above = {other: score(found[encoder], its) for other, its in others.items()}
-                row["above"] = {other: its._asdict() | {"sure": its.sure} for other, its in above.items()}
-            rows.append(row)
-    print(
-        f"accuracy, %; {len(kept_y):,} rows to learn from, {len(kept_test_y):,} to judge, {len(classes)} classes; "
-        f"always answering the largest ({classes[largest]}): {100 * constant.mean():.1f}"
-    )
-    show(rows)
+            if finetune:
+                values.setdefault((str(few or "all"), "finetune", "native"), {})[encoder] = fine_tuned(
+                    backbone,
+                    found,
+                    *kept,
+                    y,
+                    test_y,
+                    few,
+                    draws if few else 1,
+                    groups,
+                    (finetune, finetune_rate),
+                    place,
+                )
+    constant = found.constant(test_y)
+    none = {name: found.values(name, constant, test_y, groups)[None] for name in found.measures}
+    rows = compared(found, values, none)
+    where = "" if groups is None else f" of {len(set(groups.tolist())):,} groups"
+    print(f"{len(y):,} rows to learn from, {len(test_y):,} to judge{where}; {described(found, test_y, none)}")
+    show(found, rows, every=found.name != "classes" or uneven(test_y))
     (Path(run) / "probe.json").write_text(json.dumps(rows, indent=1))
+    return rows
+
+
+def fine_tuned(backbone, task, learn, judge, y, test_y, few, draws, groups, how, place) -> dict[str, Any]:
+    """By measure, values `[draws u]` as `probes.judged` has them, of the encoder fine-tuned on each draw."""
+    import copy
+
+    import numpy as np
+
+    from triptych.evaluation.finetune import tuned
+
+    made: dict[str, list] = {name: [] for name in task.measures}
+    for seed in range(draws):
+        i = task.draw(y, few, seed)
+        output = tuned(
+            copy.deepcopy(backbone), task, learn.select(i), y[i], judge, *how, pooling="native", seed=seed, device=place
+        )
+        for name, values in made.items():
+            values.append(task.values(name, output, test_y, groups))
+    return {name: np.stack(values) for name, values in made.items()}
+
+
+def compared(task, values: Values, none: dict[str, Any]) -> list[dict]:
+    """A row an encoder and cell: the measure that decides and others; of the pretrained, gains over all others.
+
+    `none`: what an answer without a look at the row is made of.
+    """
+    import numpy as np
+
+    from triptych.evaluation.probes import score
+
+    rows = []
+    for (few, kind, pooling), by_encoder in values.items():
+        for encoder, mine in by_encoder.items():
+            found = {}
+            for name, made in mine.items():
+                own = score(made)
+                # Of one draw, the deviation is that of so many test rows.
+                deviation = own.error if own.deviation is None else own.deviation
+                found[name] = {name: own.mean, "deviation": deviation, "none": 100 * float(none[name].mean())}
+                if encoder == "pretrained":
+                    others = {other: its[name] for other, its in by_encoder.items() if other != encoder}
+                    others[task.none] = np.broadcast_to(none[name], made.shape)
+                    above = {other: score(made, its) for other, its in others.items()}
+                    found[name]["above"] = {o: its._asdict() | {"sure": its.sure} for o, its in above.items()}
+            row = {"encoder": encoder, "pooling": pooling, "probe": kind, "labels": few, "task": task.name}
+            rows.append(row | {"measure": task.decides} | found.pop(task.decides) | {"others": found})
     return rows
 
 
@@ -140,19 +209,25 @@ def report_lost(split: str, count: int, found) -> None:
         raise UserError(f"none of {count:,} rows {split} can be used")
 
 
-def report_rare(classes: list[str], y, test_y, labels: list[int] | None) -> None:
-    """Say which classes are smaller than what is asked of them."""
+def report_rare(task, y, test_y, labels: list[int] | None) -> None:
+    """Say which classes or labels are smaller than what is asked of them."""
     import numpy as np
 
-    learn, judge = (np.bincount(values, minlength=len(classes)) for values in (y, test_y))
-    if (learn > 0).sum() < 2:
-        raise UserError("the rows to learn from are of one class only: name another --train_split, or raise --most")
+    for what, values, option in (("to learn from", y, "train_split"), ("to judge", test_y, "test_split")):
+        if (values == values[0]).all():
+            raise UserError(f"all rows {what} have the same labels: name another --{option}, or raise --most")
+    if task.name == "regression":
+        return
+    if task.name == "several":
+        learn, judge = y.sum(0), test_y.sum(0)
+    else:
+        learn, judge = (np.bincount(values, minlength=len(task.names)) for values in (y, test_y))
+        most = max(labels or [0])
+        if (few := (learn > 0) & (learn < most)).any():
+            print(f"fewer than {most} rows to learn from of {some(task.names, few)}: all of them are taken")
     for what, missing in (("to learn from", (learn == 0) & (judge > 0)), ("to judge", (judge == 0) & (learn > 0))):
         if missing.any():
-            print(f"no row {what} of {some(classes, missing)}")
-    most = max(labels or [0])
-    if (few := (learn > 0) & (learn < most)).any():
-        print(f"fewer than {most} rows to learn from of {some(classes, few)}: all of them are taken")
+            print(f"no row {what} of {some(task.names, missing)}")
 
 
 def some(classes: list[str], which) -> str:
@@ -162,36 +237,70 @@ def some(classes: list[str], which) -> str:
     return f"{len(names)} classes: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
-def show(rows: list[dict]) -> None:
-    """Print the table, and what it says."""
-    from rich.console import Console
-    from rich.table import Table
+def described(task, test_y, none) -> str:
+    """What the labels are, and what one gets who looks at no row."""
+    import numpy as np
 
+    figures = {name: f"{100 * float(values.mean()):.1f}" for name, values in none.items()}
+    if task.name == "classes":
+        largest = np.bincount(test_y).argmax()
+        return f"{len(task.names)} classes; always answering the largest ({task.names[largest]}): {figures['accuracy']}"
+    if task.name == "several":
+        each = test_y.sum(1).mean()
+        return f"{len(task.names)} labels, {each:.1f} a row; mAP at random: {figures['mean_average_precision']}"
+    return f"numbers from {test_y.min():g} to {test_y.max():g}, deviation {test_y.std():.3g}"
+
+
+def uneven(test_y) -> bool:
+    """Is accuracy misleading: has the largest class more than twice its even share, or three quarters of the rows?"""
+    import numpy as np
+
+    share = np.bincount(test_y) / len(test_y)
+    return share.max() > min(0.75, 2 / max(1, (share > 0).sum()))
+
+
+def show(task, rows: list[dict], every: bool) -> None:
+    """Print the table of the measure that decides, and what it says; with `every`, the other measures' before it."""
+    for name in task.measures[1:] if every else ():
+        print_table(task, [r | r["others"][name] | {"measure": name} for r in rows])
+    print_table(task, rows)
     mine = [r for r in rows if r["encoder"] == "pretrained"]
-    others = [name for name in mine[0]["above"] if name != "largest class"]
-    table = Table(
-        "labels a class", "probe", "pooling", "pretrained", *others, "largest", *(f"over {o}" for o in others)
-    )
-    for row in mine:
-        key = (row["labels"], row["probe"], row["pooling"])
-        same = {r["encoder"]: r for r in rows if (r["labels"], r["probe"], r["pooling"]) == key}
-        cells = [f"{same[e]['accuracy']:.1f} ± {same[e]['deviation']:.1f}" for e in ("pretrained", *others)]
-        table.add_row(*key, *cells, f"{row['largest_class']:.1f}", *(difference(row["above"][o]) for o in others))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
     print(
         "over: the mean of paired differences (same rows, same draws), ± their deviation over draws, and the standard "
         "error of the mean, of draws and test rows; sure where it is more than two of these"
     )
+    answer = "an answer without a look at the row"
+    names = {"random": "the untrained encoder", "published": "the published start", task.none: answer}
+    if task.name == "classes":
+        names[task.none] = "always answering the largest class"
     for other in mine[0]["above"]:
         count = sum(r["above"][other]["sure"] for r in mine)
-        what = "always answering the largest class" if other == "largest class" else f"the {other} encoder"
-        what = what.replace("random", "untrained").replace("published encoder", "published start")
-        print(f"{count} of {len(mine)} cells are above {what} by more than two standard errors")
+        print(f"{count} of {len(mine)} cells are above {names[other]} by more than two standard errors")
     print("pooling: native is what the exported model's own head reads, mean that of all pieces (of text: tokens)")
     if "all" in {r["labels"] for r in mine} and not all(r["above"]["random"]["sure"] for r in mine):
         print(
             "with many labels an untrained encoder may do as well: try --labels 2,10, or a test split of other sources"
         )
+
+
+def print_table(task, rows: list[dict]) -> None:
+    """One measure of all cells, × 100."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from triptych.evaluation.measures import WORDS
+
+    mine = [r for r in rows if r["encoder"] == "pretrained"]
+    name, others = mine[0]["measure"], [o for o in mine[0]["above"] if o != task.none]
+    none = "largest" if task.name == "classes" else task.none
+    heads = (task.few, "probe", "pooling", "pretrained", *others, none, *(f"over {o}" for o in others))
+    table = Table(*heads, title=f"{WORDS[name]} × 100", title_justify="left")
+    for row in mine:
+        key = (row["labels"], row["probe"], row["pooling"])
+        same = {r["encoder"]: r for r in rows if (r["labels"], r["probe"], r["pooling"]) == key}
+        cells = [f"{same[e][name]:.1f} ± {same[e]['deviation']:.1f}" for e in ("pretrained", *others)]
+        table.add_row(*key, *cells, f"{row['none']:.1f}", *(difference(row["above"][o]) for o in others))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def difference(above: dict) -> str:
@@ -205,10 +314,16 @@ def difference(above: dict) -> str:
 
 def listed(argv: list[str]) -> list[str]:
     """`--labels 2 10`, `--labels 2,10` -> `--labels [2,10]`, which the parser reads. `--data.column` is `--column`."""
-    text = re.sub(r"(?m)^--data\.(?=(label_)?column\b)", "--", "\n".join(argv))
+    argv = [f"--finetune={SAMPLES}" if bare(argv, i) else word for i, word in enumerate(argv)]
+    text = re.sub(r"(?m)^--data\.(?=((label_)?column|group|metadata)\b)", "--", "\n".join(argv))
     return re.sub(
         r"(?<=--labels)[\n=]([\d,\n]+)(?=\n|$)", lambda m: "\n[" + ",".join(re.findall(r"\d+", m[1])) + "]", text
     ).split("\n")
+
+
+def bare(argv: list[str], i: int) -> bool:
+    """Is it `--finetune` without a number?"""
+    return argv[i] == "--finetune" and not (i + 1 < len(argv) and argv[i + 1].isdigit())
 
 
 def main(argv: list[str] | None = None, program: str = "probe.py") -> None:
@@ -216,6 +331,10 @@ def main(argv: list[str] | None = None, program: str = "probe.py") -> None:
 
     with one_line_exit(program):
         argv = listed(at_home(sys.argv[1:] if argv is None else argv))
+        if any(".py:" in argument for argument in argv):  # code of the user's own
+            from triptych.training import own
+
+            argv = own.taken(argv)
         auto_cli(probe, args=argv, as_positional=True, exit_on_error=False, prog=program)
 
 

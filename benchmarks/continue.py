@@ -194,11 +194,10 @@ def kept(other: Path, run: Path, args, theirs=None):
 
 def hits_of(made, source, labels, most: int):
     from triptych.evaluation.features import extract
-    from triptych.evaluation.labels import number, splits
+    from triptych.evaluation.labels import splits
     from triptych.evaluation.probes import linear, over_draws
 
-    train, test, words = splits(source, made["start"].modality, "train", "test", most)
-    _, (y, test_y) = number(words, train.label)
+    train, test, _, y, test_y, _ = splits(source, made["start"].modality, "train", "test", most)
     hits = {}
     for name, backbone in made.items():
         x, t = extract(backbone, train), extract(backbone, test)

@@ -5,42 +5,63 @@ from itertools import islice
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import nn
 from torch.nn import functional as F
 
 from triptych.encoders.backbone import Backbone, pool
+from triptych.evaluation.tasks import Classes, Numbers, Task
 from triptych.modalities import EVALUATION, ViewSpec
 from triptych.modalities.hashing import mix
 from triptych.training.sources import Rows
 
 
-def finetune(
+def finetune(backbone, train, labels, test, test_labels, samples: int, rate: float = 1e-3, **options) -> float:
+    """Accuracy in per cent of classes after `samples` training samples; see `tuned`."""
+    names = [str(c) for c in range(int(max(labels.max(), test_labels.max())) + 1)]
+    scores = tuned(backbone, Classes(names), train, labels, test, samples, rate, **options)
+    return 100 * float((scores.argmax(1) == test_labels).mean())
+
+
+def tuned(
     backbone: Backbone,
+    task: Task,
     train: Rows,
     labels: np.ndarray,
     test: Rows,
-    test_labels: np.ndarray,
     samples: int,
     rate: float = 1e-3,
     batch: int = 64,
     scale: tuple[float, float] = (0.6, 1.0),
     pooling: str = "mean",
     seed: int = 0,
-) -> float:
-    """Accuracy in per cent after `samples` training samples. `train` holds the labelled rows only.
+    device: torch.device | str = "cpu",
+) -> Float[np.ndarray, "n k"]:
+    """The task's output on the rows of `test` after `samples` training samples. `train` holds the labelled rows only.
 
-    AdamW (0.9, 0.999), weight decay 0.05, 10 % warm-up, cosine, label smoothing 0.1, gradient norm at most 1.
+    AdamW (0.9, 0.999), weight decay 0.05, 10 % warm-up, cosine, gradient norm at most 1. Loss: of classes cross-entropy
+    with label smoothing 0.1, of several labels binary cross-entropy, of numbers the squared error, standardised.
     """
     modality = backbone.modality
     torch.manual_seed(mix(seed, 0xF17E))
-    classes = int(max(labels.max(), test_labels.max())) + 1
-    head = nn.Linear(backbone.pooled_width if pooling == "native" else backbone.width, classes)
+    head = nn.Linear(backbone.pooled_width if pooling == "native" else backbone.width, len(task.names))
     nn.init.trunc_normal_(head.weight, std=0.02)
-    model = nn.ModuleList([backbone, head]).train()
+    model = nn.ModuleList([backbone, head]).to(device).train()
+    numbers = isinstance(task, Numbers)
+    centre, spread = (labels.mean(), labels.std() or 1.0) if numbers else (0.0, 1.0)
+    target_of = torch.from_numpy((labels - centre) / spread if numbers else labels)
     pooling = {"mean": modality.average, "native": backbone.pooling}[pooling]
 
     def logits(view):
+        view = modality.prepare(view.to(device))
         return head(pool(backbone.encode(view), view, pooling))
+
+    def loss_of(made, target):
+        if isinstance(task, Classes):
+            return F.cross_entropy(made, target, label_smoothing=0.1)
+        if numbers:
+            return F.mse_loss(made[:, 0], target.float())
+        return F.binary_cross_entropy_with_logits(made, target.float())
 
     owner, cells = _samples(train)
     batch = min(batch, len(cells))
@@ -53,10 +74,8 @@ def finetune(
         index = order[step * batch : (step + 1) * batch]
         seeds = [mix(seed, step, int(i)) for i in index]
         made = [modality.view(cells[i], view, s) for i, s in zip(index, seeds, strict=True)]
-        target = torch.from_numpy(labels[owner[index]])
-        loss = F.cross_entropy(
-            logits(modality.prepare(modality.collate(made, torch.tensor(seeds)))), target, label_smoothing=0.1
-        )
+        target = target_of[owner[index]].to(device)
+        loss = loss_of(logits(modality.collate(made, torch.tensor(seeds))), target)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -67,14 +86,15 @@ def finetune(
 
     model.eval()
     owner, cells = _samples(test)
-    scores = np.zeros((len(test), classes))
+    scores, count = np.zeros((len(test), len(task.names))), np.zeros(len(test))
     with torch.no_grad():
         parts = ((r, modality.view(cell, EVALUATION, 0)) for r, cell in zip(owner, cells, strict=True))
         while some := list(islice(parts, 250)):
             row, made = zip(*some, strict=True)
-            view = modality.prepare(modality.collate(list(made), torch.zeros(len(made), dtype=torch.long)))
-            np.add.at(scores, np.array(row), logits(view).numpy())
-    return 100 * float((scores.argmax(1) == test_labels).mean())
+            view = modality.collate(list(made), torch.zeros(len(made), dtype=torch.long))
+            np.add.at(scores, np.array(row), logits(view).float().cpu().numpy())
+            np.add.at(count, np.array(row), 1)
+    return scores / np.maximum(count, 1)[:, None] * spread + centre
 
 
 def _samples(rows: Rows):

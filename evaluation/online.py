@@ -18,17 +18,19 @@ from torch.nn import functional as F
 
 from triptych.encoders.backbone import Backbone
 from triptych.evaluation.features import extract
-from triptych.evaluation.labels import number, splits
-from triptych.evaluation.probes import Score, linear, neighbours, over_draws, score
+from triptych.evaluation.labels import Labelled, splits
+from triptych.evaluation.measures import WORDS, spearman
+from triptych.evaluation.probes import Score, judged, score
+from triptych.evaluation.tasks import Classes
 from triptych.modalities import Modality, ViewSpec
 from triptych.training.continuing import distance
 from triptych.training.errors import UserError
 from triptych.training.loader import Samples
 from triptych.training.monitor import collapse_figures
 from triptych.training.settings import Config, Data
-from triptych.training.sources import Rows, find, load, split_called
+from triptych.training.sources import Rows, find, like, load, split_called
 
-PER_CLASS, DRAWS, MOST = 10, 5, 2000
+PER_CLASS, FEW_ROWS, DRAWS, MOST = 10, 100, 5, 2000
 LEAST = 20  # rows to judge on; of fewer, half of which are printed, nothing can be said
 RESAMPLES = 200
 SEEN = 256  # samples of which the features' own figures are made
@@ -39,32 +41,37 @@ Seen = dict[str, np.ndarray]
 
 
 class Labels:
-    """Labelled rows: a linear probe of ten labels a class, and k-NN of all.
+    """Labelled rows: a linear probe of ten labels a class (of other labels, of a hundred rows), and k-NN of all.
 
     Args:
         name: of the data.
-        learn: rows to learn from.
-        judge: rows to be judged on.
-        labels: the class of each of them.
+        rows: to learn from and to be judged on, with their labels.
     """
 
-    measure: ClassVar[str] = f"{PER_CLASS} labels a class, linear, paired over {DRAWS} draws"
     first: ClassVar[str] = "linear"  # what chooses and gives the verdict
 
-    def __init__(self, name: str, learn: Rows, judge: Rows, labels: tuple[np.ndarray, np.ndarray]):
-        self.name, self.learn, self.judge, self.labels = name, learn, judge, labels
+    def __init__(self, name: str, rows: Labelled):
+        self.name, self.rows, task = name, rows, rows.task
+        self.few = PER_CLASS if isinstance(task, Classes) else FEW_ROWS
+        what = "" if isinstance(task, Classes) else f"{WORDS[task.decides]} × 100 of "
+        self.measure = f"{what}{self.few} {task.few}, linear, paired over {DRAWS} draws"
 
     def see(self, backbone: Backbone, device: torch.device) -> Seen:
-        """True for the test rows that each probe gets right, `[draws n]`."""
-        x, t = (extract(backbone, rows, device=device) for rows in (self.learn, self.judge))
-        y, test_y = self.labels[0][x.row], self.labels[1][t.row]
-        if not all(np.isfinite(f.x["native"]).all() for f in (x, t)):  # an encoder that broke: nothing is right
-            return {"linear": np.zeros((DRAWS, len(test_y)), bool), "knn": np.zeros((1, len(test_y)), bool)}
-        few = over_draws(linear, x.x["native"], y, t.x["native"], test_y, PER_CLASS, DRAWS)
-        return {"linear": few, "knn": over_draws(neighbours, x.x["native"], y, t.x["native"], test_y, None, 1)}
+        """What the measure that decides is made of, by probe, `[draws u]`: of classes, 1 for rows that are right."""
+        learn, judge, task, y, test_y, groups = self.rows
+        x, t = (extract(backbone, rows, device=device) for rows in (learn, judge))
+        groups = groups if groups is None else groups[t.row]
+        finite = all(np.isfinite(f.x["native"]).all() for f in (x, t))
+        # Of an encoder that broke, nothing is right.
+        where = [f.x["native"] if finite else np.zeros_like(f.x["native"]) for f in (x, t)]
+        made = {}
+        for kind, few, draws in (("linear", self.few, DRAWS), ("knn", None, 1)):
+            seen = where[0], y[x.row], where[1], test_y[t.row]
+            made[kind] = judged(task, kind, *seen, few, draws, groups, [task.decides])[task.decides] * finite
+        return made
 
     def value(self, seen: np.ndarray, rows: slice, start: np.ndarray | None = None) -> Score:
-        """Accuracy on some of the rows, or by how much it is above the start's."""
+        """The measure on some of the rows, or by how much it is above the start's."""
         return score(seen[:, rows], None if start is None else start[:, rows])
 
 
@@ -104,15 +111,6 @@ class Pairs:
         every = np.arange(len(said))
         again = of(np.random.RandomState(0).choice(every, (RESAMPLES, len(said))))
         return Score(100 * float(of(every)), None, 100 * float(again.std(ddof=1)))
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of the ranks on the last axis, ties at their mean; 0 where all of one are alike."""
-    from scipy.stats import rankdata
-
-    a, b = (rankdata(v, axis=-1) - (v.shape[-1] + 1) / 2 for v in (x, y))
-    size = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    return (a * b).sum(-1) / np.where(size > 0, size, 1.0)
 
 
 class Unlabelled:
@@ -302,26 +300,29 @@ def watch(config: Config, objective, rows: Rows, device: torch.device) -> Online
     on.
     """
     run, modality = config.run, objective.backbone.modality
-    judge, keep = (judge_of(option, getattr(run, option), modality) for option in ("probe_data", "probe_keep"))
+    judge, keep = (
+        judge_of(option, getattr(run, option), config.data, modality) for option in ("probe_data", "probe_keep")
+    )
     own = Unlabelled(list(two_views(config, objective, rows)), modality) if run.init_from and judge is None else None
     return OnlineProbe(device, judge, keep, own) if judge or keep or own else None
 
 
-def judge_of(option: str, name: str | None, modality: Modality) -> Labels | Pairs | None:
-    """What judges on data of that name: pairs, if it has their columns, or labels."""
+def judge_of(option: str, name: str | None, data: Data, modality: Modality) -> Labels | Pairs | None:
+    """What judges on data of that name: pairs, if it has their columns, or labels.
+
+    It is read as the training data is, as far as it has those columns.
+    """
     if name is None:
         return None
-    source = Data(name=name)
+    source = like(data, name, modality)
     if (made := pairs_of(option, source, modality)) is None:
-        learn, judge, words = splits(source, modality, "train", None, MOST)
-        _, labels = number(words, learn.label)
-        counts = [few(learn), few(judge)]
-        if counts != [len(learn), len(judge)]:
-            left = f"{counts[0]:,} and {counts[1]:,}"
-            print(f"{option} {name}: of {len(learn):,} and {len(judge):,} long rows {left} judge")
-        learn, judge = (rows.select(range(count)) for rows, count in zip((learn, judge), counts, strict=True))
-        made = Labels(name, learn, judge, tuple(each[:count] for each, count in zip(labels, counts, strict=True)))
-    count = len(made.judge) if isinstance(made, Labels) else len(made.scores)
+        found = splits(source, modality, "train", None, MOST)
+        learn, judge = few(found.learn), few(found.judge)
+        if (learn, judge) != (len(found.learn), len(found.judge)):
+            left = f"{learn:,} and {judge:,}"
+            print(f"{option} {name}: of {len(found.learn):,} and {len(found.judge):,} long rows {left} judge")
+        made = Labels(name, found.first(learn, judge))
+    count = len(made.rows.judge) if isinstance(made, Labels) else len(made.scores)
     if count < LEAST:
         raise UserError(f"{option} {name}: {count} rows to judge on say nothing; give at least {LEAST}")
     return made

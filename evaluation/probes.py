@@ -1,49 +1,28 @@
-"""Probes of frozen features, with scikit-learn: standardised logistic regression, and nearest neighbours.
+"""Probes of frozen features: a linear one and nearest neighbours, over draws of labels, and what they are worth.
 
-A probe says which test rows it gets right. Two encoders are compared on the same rows, with the same draws of labels.
+Two encoders are compared on the same rows, with the same draws of labels.
 """
 
 import math
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 
+from triptych.evaluation.tasks import Classes, Task, draw
 
-def draw(labels: np.ndarray, per_class: int | None, seed: int) -> np.ndarray:
-    """Row numbers of `per_class` random samples of each class (None: of all)."""
-    random = np.random.RandomState(seed)
-    if per_class is None:
-        return np.arange(len(labels))
-    return np.concatenate([random.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.unique(labels)])
+PROBES = ("linear", "knn")
+
+__all__ = ["PROBES", "Score", "draw", "judged", "linear", "neighbours", "over_draws", "plain_features", "score"]
 
 
 def linear(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:
-    """Test rows that a logistic regression on standardised features gets right.
-
-    scikit-learn's defaults: C = 1 and at most 100 iterations. Untrained features are ill-conditioned: 500 iterations
-    give them about 2 points more, and trained features less than one.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(x, y).predict(test_x) == test_y
+    """Test rows that a logistic regression on standardised features gets right."""
+    return Classes([]).fit("linear", x, y, test_x).argmax(1) == test_y
 
 
-def neighbours(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, k: int = 20) -> np.ndarray:
-    """Test rows that the k nearest neighbours by cosine, weighted by distance, get right."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    model = KNeighborsClassifier(min(k, len(x)), metric="cosine", weights="distance")
-    return model.fit(x, y).predict(test_x) == test_y
-
-
-PROBES = {"linear": linear, "knn": neighbours}
+def neighbours(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:
+    """Test rows that the 20 nearest neighbours by cosine, weighted by distance, get right."""
+    return Classes([]).fit("knn", x, y, test_x).argmax(1) == test_y
 
 
 def over_draws(probe, x, y, test_x, test_y, per_class: int | None, draws: int) -> np.ndarray:
@@ -52,8 +31,18 @@ def over_draws(probe, x, y, test_x, test_y, per_class: int | None, draws: int) -
     return np.stack([probe(x[i], y[i], test_x, test_y) for i in index])
 
 
+def judged(
+    task: Task, kind: str, x, y, test_x, test_y, few: int | None, draws: int, groups=None, measures=None
+) -> dict[str, np.ndarray]:
+    """By measure, values `[draws u]` of a probe, whose mean is the measure. The same draws for the same labels."""
+    index = [task.draw(y, few, seed) for seed in range(draws)]
+    made = [task.fit(kind, x[i], y[i], test_x) for i in index]
+    names = task.measures if measures is None else measures
+    return {name: np.stack([task.values(name, output, test_y, groups) for output in made]) for name in names}
+
+
 class Score(NamedTuple):
-    """An accuracy or a difference of two, in per cent.
+    """A measure or a difference of two, in per cent.
 
     `deviation` is that over draws of labels (None: there was one draw). `error` is the standard error of the mean, of
     the draws and of the test rows together: another draw and other rows of the same kind would be about so far off.
@@ -69,9 +58,12 @@ class Score(NamedTuple):
         return self.mean > 2 * self.error
 
 
-def score(hits: np.ndarray, other: np.ndarray | None = None) -> Score:
-    """The accuracy, or by how much it is above that of `other` hits on the same rows, with the same draws (paired)."""
-    values = 100 * hits.astype(float)
+def score(values: np.ndarray, other: np.ndarray | None = None) -> Score:
+    """The mean of values, or by how much it is above that of `other` ones, of the same rows and draws (paired).
+
+    Values are hits, or what a measure is made of (`Task.values`): each row's, group's or block's.
+    """
+    values = 100 * values.astype(float)
     if other is not None:
         values = values - 100 * other.astype(float)
     draws, rows = values.mean(1), values.mean(0)

@@ -33,7 +33,7 @@ from triptych.evaluation.report_page import (
     table,
     words,
 )
-from triptych.training import checkpoint
+from triptych.training import checkpoint, own
 from triptych.training.errors import UserError, one_line
 from triptych.training.log import read_metrics
 from triptych.training.monitor import Monitor
@@ -429,7 +429,7 @@ class Report:
             self.process.kill()
             self.process.wait()
         self.began, self.made = time.time(), step
-        command = [sys.executable, "-m", "triptych.evaluation.report", str(self.folder), "--background"]
+        command = [sys.executable, "-m", "triptych.evaluation.report", str(self.folder), "--background", *own.options()]
         self.process = subprocess.Popen(
             command, env=apart(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
@@ -471,7 +471,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", help="folders of runs; several are put side by side")
     parser.add_argument("--to", help=f"file to write. Default: {PAGE} in the run's folder, {COMPARED} for several")
     parser.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
+    given = parser.parse_args(own.taken(sys.argv[1:] if argv is None else argv))
     if given.background:
         os.nice(19)
         signal.alarm(600)  # nobody may be left to wait for it

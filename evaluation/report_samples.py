@@ -14,8 +14,9 @@ from triptych.evaluation.features import extract
 from triptych.evaluation.report_page import MARKERS, OKABE_ITO, Section, data_url, drawn, words
 from triptych.modalities import EVALUATION, BadSample, View
 from triptych.modalities.exhibit import Exhibit, Seen
+from triptych.training.groups import groups_of
 from triptych.training.loader import Samples, division, held_out
-from triptych.training.sources import Rows
+from triptych.training.sources import Rows, word
 
 SEEN, ASKED, NEAR = 6, 12, 5  # samples whose views are shown; whose neighbours are; neighbours
 LEAST, MOST, SECONDS = 64, 400, 30.0  # samples of the map, as many as are encoded in so long
@@ -63,16 +64,21 @@ def some(count: int, most: int, first: np.ndarray | None = None) -> np.ndarray:
 def seen(objective, rows: Rows, fraction: float) -> tuple[str, str]:
     """Each view of some samples: as it is, without what was hidden, with what was guessed there."""
     lines = exhibits(objective, rows, fraction)
-    where = "that were held out of training" if len(held_out(len(rows), fraction)[1]) >= SEEN else "of the data"
+    where = "that were held out of training" if len(held(rows, fraction)) >= SEEN else "of the data"
     note = f"{SEEN} samples {where}, as the objective asks for them. A column is a sample."
     return sample_table([(name, [shown(one) for one in line]) for name, line in lines]), note
+
+
+def held(rows: Rows, fraction: float) -> np.ndarray:
+    """Numbers of the rows that were held out of training."""
+    return held_out(len(rows), fraction, groups_of(rows, "to look at"))[1]
 
 
 @torch.no_grad()
 def exhibits(objective, rows: Rows, fraction: float, count: int = SEEN) -> list[tuple[str, list[Exhibit]]]:
     """So many samples, of those held out first, in a line a stage: its name, and each sample there."""
-    modality, (_, held) = objective.backbone.modality, held_out(len(rows), fraction)
-    index = some(len(rows), 4 * count, held)
+    modality = objective.backbone.modality
+    index = some(len(rows), 4 * count, held(rows, fraction))
     samples, numbers = division(rows, index)
     feed = Samples(samples, rows.column, modality, objective.views, 0, len(samples), numbers)
     views = feed.__getitems__([(0, i) for i in range(min(count, len(samples)))])["views"]
@@ -191,10 +197,7 @@ def labels_of(rows: Rows, index: np.ndarray) -> list[str]:
     """Words for the labels of rows; empty where there are none."""
     if rows.label is None:
         return [""] * len(index)
-    feature = rows.table.features[rows.label]
-    values = [rows.table[int(i)][rows.label] for i in index]
-    names = getattr(feature, "names", None)
-    return [str(names[v]) if names and isinstance(v, int) and v >= 0 else str(v) for v in values]
+    return [word(rows, rows.table[int(i)][rows.label]) for i in index]
 
 
 def spread_over(labels: list[str], count: int) -> list[int]:

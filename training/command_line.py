@@ -2,7 +2,7 @@
 
 Four groups (`data`, `modality`, `encoder`, `objective`) beside the run's own options. A group given as one word sets
 its `name`: `--objective mae` is `--objective.name mae`, `objective: mae` in YAML likewise. Nothing is imported by a
-name in a config: names are those of the literal tables.
+name in a config: names are those of the literal tables, or of code that the user names on his command line (`own`).
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from triptych.encoders import EncoderSettings
 from triptych.encoders.native import DEFAULTS, FAMILIES, known
 from triptych.modalities import MODALITIES
 from triptych.objectives import OBJECTIVES
+from triptych.training import own
 from triptych.training.errors import UserError, nearest, one_line, one_line_exit, readable
 from triptych.training.settings import (
     CHOSEN,
@@ -77,7 +78,7 @@ def from_command_line(argv: list[str], program: str = "train.py") -> Config:
 
 
 def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
-    argv = [re.sub(rf"^--({'|'.join(GROUPS)})(?==|$)", r"--\1.name", argument) for argument in argv]
+    argv = [re.sub(rf"^--({'|'.join(GROUPS)})(?==|$)", r"--\1.name", argument) for argument in own.used(argv)]
     stored = given.pop("origin", None)
     if not isinstance(stored or {}, dict) or not set((stored or {}).values()) <= {*CHOSEN, *GIVEN}:
         raise UserError("origin is what a run writes into its configuration, and no option; leave it out")
@@ -88,6 +89,8 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
     for group, table in (("modality", MODALITIES), ("objective", OBJECTIVES)):
         asked, filed = peek(argv, f"--{group}.name"), given.get(group, {}).get("name", next(iter(table)))
         names[group] = str(asked or filed)
+        if names[group] not in table and own.is_own(names[group]):
+            raise UserError(own.refusal(group, names[group]))
         if names[group] not in table:
             raise UserError(f"{group} {names[group]!r} is not one of {', '.join(table)}{nearest(names[group], table)}")
         if asked:

@@ -56,6 +56,7 @@ class Source:
         left: names of what is not used, by reason.
         marks: names of files that mark segments of the others.
         notes: what else a user should know, a line each.
+        encoding: of its files of text and tables, where the user says so.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Source:
     left: dict[str, list[str]] = field(default_factory=dict)
     marks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    encoding: str | None = None
 
     def add(self, split: str, files: list[str], read: Callable[[], Any]) -> None:
         self.files[split], self.read[split] = files, read

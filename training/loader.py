@@ -1,5 +1,6 @@
 """The loader: which rows are trained on, in an order that is a pure function of (seed, epoch, step), and batches."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -12,16 +13,23 @@ from torch.utils.data import DataLoader, Dataset
 from triptych.modalities import BadSample, Modality, ViewSpec
 from triptych.modalities.hashing import mix, uniform
 from triptych.training.errors import UserError
+from triptych.training.groups import groups_of
 from triptych.training.ranks import Team
 from triptych.training.signals import deaf
 from triptych.training.sources import Rows, print_once
 
+HELD = 0x0E7A
 OTHER, MIXED = 0x07E4, 100  # keeps the other sample apart from what else a seed is used for; how many are tried
 
 
-def held_out(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers to train on and to hold out. A row's lot depends on its number alone."""
-    lot = uniform(0x0E7A, torch.arange(count)).numpy() < fraction
+def held_out(count: int, fraction: float, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers to train on and to hold out. A row's lot depends on its number alone, or on its group's name."""
+    if groups is None:
+        lot = uniform(HELD, torch.arange(count)).numpy() < fraction
+    else:
+        names, index = np.unique(groups, return_inverse=True)
+        hashes = [int.from_bytes(hashlib.blake2b(n.encode(), digest_size=7).digest(), "little") for n in names]
+        lot = (uniform(HELD, torch.tensor(hashes)).numpy() < fraction)[index]
     return np.flatnonzero(~lot), np.flatnonzero(lot)
 
 
@@ -40,7 +48,7 @@ def divided_once(rows: Rows, fraction: float, team: Team) -> tuple[Division, Div
     starts, note = team.first(lambda: rows.modality.starts(rows.table, rows.column))
     if note:
         print_once(f"data: {note}")
-    parts = held_out(len(rows), fraction)
+    parts = team.each(lambda: held_out(len(rows), fraction, groups_of(rows, "to train on")))
     return team.each(lambda: tuple(division(rows, index, starts) for index in parts), turns=True)
 
 

@@ -1,5 +1,6 @@
 """The settings of a run: its own, the data's, and those of the three parts that are chosen by name."""
 
+import codecs
 import dataclasses
 import os
 from dataclasses import dataclass, field
@@ -205,10 +206,20 @@ class Data:
         revision: branch, tag or commit of a hub data set.
         split: split to train on.
         column: column that holds the samples. Default: the one of the modality's type, if there is just one.
-        label_column: column of labels for the probe; pretraining never reads it. Default: the one class label.
+        label_column: column of labels for the probe; pretraining never reads it. Several columns of 0 and 1 are named
+            with commas. Default: the one class label. A nested field is `column.field`, here and above.
         segments: rows are the segments of recordings that tables mark, not recordings. Default: where a table of them
             is named, and in the probe wherever there are some.
-        eval_fraction: part that is held out of training for `eval_loss`, chosen by a hash of the row's number.
+        group: rows of one group (patient, speaker, recording) are all trained on or all held out, and never on both
+            sides of the probe's split: a column, `file`, `folder`, or a regular expression, whose first parenthesis in
+            a file's path within the data is the group.
+        metadata: a table about the files of a folder, such as their labels, by a column of their names. Default: those
+            called `metadata` that lie beside them.
+        document: of text files, what a sample is: the `file`, a `line`, or a `paragraph` (a blank line is between two).
+            Default: in folders the file, else the line.
+        encoding: of text files and of csv and json, such as `latin-1`. Default: UTF-8, or UTF-16 with a mark.
+        eval_fraction: part that is held out of training for `eval_loss`, chosen by a hash of the row's number, or of
+            its group's name.
         max_bad: unusable samples that are replaced before the run stops. Default: 1 %, and at least 10.
     """
 
@@ -219,11 +230,19 @@ class Data:
     column: str | None = None
     label_column: str | None = None
     segments: bool | None = None
+    group: str | None = None
+    metadata: str | None = None
+    document: Literal["file", "line", "paragraph"] | None = None
+    encoding: str | None = None
     eval_fraction: Part = 0.01
     max_bad: Number | None = None
 
     def __post_init__(self):
         said(check, Data, vars(self), "data.")
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except LookupError:
+            raise UserError(f"data.encoding {self.encoding!r} is none that Python knows; try latin-1") from None
 
 
 def said(function, *arguments):

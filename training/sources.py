@@ -23,7 +23,9 @@ import numpy as np
 from triptych.modalities import MODALITIES, BadSample, Modality
 from triptych.modalities.base import bytes_or_path, recording
 from triptych.training.builtin import NAMES, builtin
+from triptych.training.documents import NOT_TEXT, not_text, read_documents
 from triptych.training.errors import UserError, nearest, one_line
+from triptych.training.fields import flattened, has, labels_joined
 from triptych.training.files import (
     ARCHIVES,
     TABLES,
@@ -51,10 +53,11 @@ from triptych.training.tables import (
     name_of_modality,
     plain,
     points,
-    read_documents,
     read_files,
     whole,
 )
+
+BESIDE = "tables beside the files; to read one, name it, or join it by --data.metadata"
 
 
 @dataclass
@@ -67,6 +70,7 @@ class Rows:
     name: str
     modality: Modality
     root: str | None = None
+    group: str | None = None  # what `groups_of` reads
 
     def __len__(self) -> int:
         return len(self.table)
@@ -115,6 +119,7 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
         raise UserError(f"data {source.name}: cannot be read: {one_line(error.__cause__ or error)[:300]}") from error
     if not len(table):
         raise UserError(f"data {source.name}, split {split}: no rows")
+    table = flattened(table, data.column, data.label_column, data.group)
     column, why = column_of(table, data, modality, source)
     times = times_of(table.column_names) if modality.segments and holds_text(table.features[column]) else None
     table, more = cells_of(table, column, modality, source, split)
@@ -122,12 +127,8 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
         table, more = cut_out(table, column, times, source), ", segments"
     table = whole(table, column, modality, data, source)
     label = data.label_column or label_of(table)
-    if label is not None and label not in table.column_names:
-        raise UserError(
-            f"data.label_column {label!r} is not a column{nearest(label, table.column_names)}; "
-            f"there are {', '.join(table.column_names)}"
-        )
-    return Rows(table, column, label, source.name, modality, source.root), f"{column!r} ({why}{more})"
+    table = labels_joined(table, label)
+    return Rows(table, column, label, source.name, modality, source.root, data.group), f"{column!r} ({why}{more})"
 
 
 def load(data: Data, modality: Modality, split: str | None = None) -> Rows:
@@ -171,7 +172,19 @@ def known_column(name: str, data: Data, modality: Modality, split: str) -> str |
         return None
     source = find(dataclasses.replace(data, name=name, subset=None, revision=None), modality)
     found = split_called(split, list(source.read))
-    return data.column if found is not None and data.column in source.read[found]().column_names else None
+    return data.column if found is not None and has(source.read[found](), data.column) else None
+
+
+def like(data: Data, name: str, modality: Modality) -> Data:
+    """The training part of another source, read as that one is, with its columns as far as the other has them."""
+    if name == data.name:
+        return dataclasses.replace(data, split="train")
+    given = {c: value for c in ("column", "label_column", "group") if (value := getattr(data, c))}
+    other = dataclasses.replace(data, name=name, subset=None, revision=None, split="train", **dict.fromkeys(given))
+    if not given:
+        return other
+    table = next(iter(find(other, modality).read.values()))()
+    return dataclasses.replace(other, **{c: value for c, value in given.items() if has(table, value)})
 
 
 def show(data: Data, modality: Modality) -> None:
@@ -206,22 +219,26 @@ def show(data: Data, modality: Modality) -> None:
         except BadSample as error:
             text = f"unusable: {error}"
         where = f"{some([relative(cell['path'], rows.root)])}: " if isinstance(cell, dict) and cell.get("path") else ""
-        label = f" [{_word(rows, table[i][rows.label])}]" if rows.label else ""
+        label = f" [{word(rows, table[i][rows.label])}]" if rows.label else ""
         line("sample", f"{i}: {where}{text}{label}")
 
 
 def _described(rows: Rows) -> str:
     if rows.label is None:
         return "none: no column called label, no single class label (data.label_column names one)"
-    count = Counter(_word(rows, v) for v in rows.table[rows.label][:])
+    count = Counter(word(rows, v) for v in rows.table[rows.label][:])
     most = ", ".join(f"{name} {n:,}" for name, n in count.most_common(10))
     return f"column {rows.label!r}, {len(count):,} different: {most}{', ...' if len(count) > 10 else ''}"
 
 
-def _word(rows: Rows, value: Any) -> str:
+def word(rows: Rows, value: Any) -> str:
+    """A label in words."""
     feature = rows.table.features[rows.label]
     if value is None or hasattr(feature, "names") and value < 0:
         return "no label"
+    if isinstance(value, list):
+        names = getattr(getattr(feature, "feature", None), "names", None)
+        return "|".join(str(names[v] if names else v) for v in value) or "none of them"
     return feature.names[value] if hasattr(feature, "names") else str(value)
 
 
@@ -326,6 +343,8 @@ def _local(path: Path, data: Data, modality: Modality) -> Source:
     """A file or a folder on this machine."""
     import datasets
 
+    if data.document and not holds_lines(modality):
+        raise UserError(f"data.document {data.document}: only text has documents; leave it out")
     if data.revision:
         raise UserError(
             f"data.revision {data.revision}: {path} lies on this machine and has no revisions; leave it out"
@@ -341,16 +360,24 @@ def _local(path: Path, data: Data, modality: Modality) -> Source:
     ):
         return _splits(Source(str(data.name), str(path)), datasets.load_from_disk(str(path)))
     source = Source(str(data.name), str(path if path.is_dir() else path.parent))
+    source.encoding = data.encoding
     samples, tables, about = sort_out(source, path, modality)
+    if data.metadata:
+        about = [_about(data.metadata)]
+        tables = [t for t in tables if not os.path.samefile(t.opens, about[0].opens)]
+        if not samples:
+            raise UserError(f"data.metadata {data.metadata}: {path} holds no files that it could be about")
     if not samples and not tables:
         raise UserError(_nothing(source, path, modality))
     if tables and not samples:
+        if data.document:
+            raise UserError(f"data.document {data.document}: the samples of a table are its rows; leave it out")
         return _tables(source, tables)
     if tables and holds_lines(modality):
         pointing = [t for t in tables if points(t, samples)]
         if len(pointing) == len(tables):
-            source.leave("tables beside the files; to read one, name it", *names(tables))
-            return _files(source, samples, about, modality)
+            source.leave(BESIDE, *names(tables))
+            return _files(source, samples, about, data, modality)
         rest = [t for t in tables if t not in pointing]
         table = next((t for t in rest if split_word(os.path.splitext(t.base)[0]) == "train"), rest[0])
         raise UserError(
@@ -368,17 +395,17 @@ def _local(path: Path, data: Data, modality: Modality) -> Source:
         source.left[reason] = [name for name in left if name not in names(marks)]
     tables, source.marks = [table for table in tables if table not in marks], names(marks)
     if tables:
-        source.leave("tables beside the files; to read one, name it", *names(tables))
+        source.leave(BESIDE, *names(tables))
     if data.segments:
         if not marks:
             raise UserError(f"data.segments: no table or track in {path} marks segments of its recordings")
         samples, said, columns = segmented(source, samples, marks)
-        return _files(source, samples, about, modality, said, columns)
+        return _files(source, samples, about, data, modality, said, columns)
     if marks:
         source.notes.append(
             f"segments marked in {some(source.marks)} are for the probe; to train on them alone, --data.segments true"
         )
-    return _files(source, samples, about, modality)
+    return _files(source, samples, about, data, modality)
 
 
 def _subsets(path: Path) -> list[str]:
@@ -448,11 +475,12 @@ def _files(
     source: Source,
     samples: list[File],
     about: list[File],
+    data: Data,
     modality: Modality,
     extra: dict[str, dict[str, Any]] | None = None,
     columns: list[str] | None = None,
 ) -> Source:
-    """A file a sample, or, of text without classes, a line; class folders become labels, split folders splits.
+    """A file a sample, or, of text without folders, a line; class folders become labels, split folders splits.
 
     `extra`: columns of the samples by their names, where they are not those of the tables `about` them.
     """
@@ -464,12 +492,14 @@ def _files(
     inner = {file: folders[top:] for file, folders in inner.items()}
     if extra is None:
         extra, columns = _metadata(source, samples, about)
-    containers = lines and not any(inner.values()) and not extra
-    groups = by_split(source, source.name, samples, containers)
+    unit = "file" if not lines or any(inner.values()) or extra else "line"
+    asked, unit = data.document is not None, data.document or unit
+    plain_lines = unit == "line" and not any(inner.values()) and not extra and data.group is None
+    groups = by_split(source, source.name, samples, containers=unit != "file")
     classes = _classes(source, groups, inner, columns)
     for split, files in groups.items():
-        if containers:
-            read = partial(read_files, source, "text", files)
+        if plain_lines:
+            read = partial(read_files, source, "text", _of_text(source, files))
         else:
             labels = [classes.get(inner[f][0], -1) if inner[f] else -1 for f in files] if classes else None
             if labels and -1 in labels:
@@ -478,11 +508,25 @@ def _files(
                     f"{split}: {len(bare):,} files have no class of train's, and no label ({some(bare)})"
                 )
             rows = [extra.get(f.name, {}) for f in files] if extra else None
-            read = partial(_sampled, source, files, labels, list(classes), rows, columns, modality)
+            read = partial(_sampled, source, files, labels, list(classes), rows, columns, unit, modality)
         source.add(split, names(files), read)
     if lines:
-        source.notes.append("a line is a sample" if containers else "a file is a sample")
+        other = f" ({len(samples):,} files; if each is a document, --data.document file)"
+        source.notes.append(f"a {unit} is a sample{other if unit == 'line' and len(samples) > 1 and not asked else ''}")
     return source
+
+
+def _of_text(source: Source, files: list[File], most: int = 2**20) -> list[File]:
+    """The files that begin as text does."""
+    bad = []
+    for file in files:
+        head = _head({"bytes": None, "path": file.opens}, most).partition(b" ")[2]  # after the size
+        if why := not_text(head, source.encoding):
+            source.leave(why, file.name)
+            bad.append(file)
+    if len(bad) == len(files):
+        raise UserError(f"data {source.name}: {NOT_TEXT}: {some(names(bad))}; give text, or say its --data.encoding")
+    return [file for file in files if file not in bad]
 
 
 def _common(folders: list[tuple[str, ...]]) -> int:
@@ -512,6 +556,14 @@ def _classes(source: Source, groups: dict[str, list[File]], inner, columns: list
     return {name: number for number, name in enumerate(found)} if len(found) > 1 else {}
 
 
+def _about(name: str) -> File:
+    """A table about files, which may lie anywhere."""
+    path = Path(os.path.expanduser(name))
+    if not path.is_file() or path.suffix.lower() not in TABLES:
+        raise UserError(f"data.metadata {name}: no such table ({', '.join(TABLES)})")
+    return File(str(path), path.name)
+
+
 def _metadata(source: Source, samples: list[File], about: list[File]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Columns of metadata tables by file; rows without a file, the reverse, and second rows are reported."""
     rows: dict[str, dict[str, Any]] = {}
@@ -521,11 +573,12 @@ def _metadata(source: Source, samples: list[File], about: list[File]) -> tuple[d
         read = read_files(source, TABLES[table.suffix], [table])
         folder = "/".join((*table.folders, ""))
         here = {name for name in known if name.startswith(folder)}
-        places: dict[str, list[str]] = {
-            column: [_place(folder, value) for value in read[column][:]]
-            for column, feature in read.features.items()
-            if kind_of(feature) in ("string", "large_string", "string_view")
-        }
+        strings = [c for c, f in read.features.items() if kind_of(f) in ("string", "large_string", "string_view")]
+        places = {column: [_place(folder, value) for value in read[column][:]] for column in strings}
+        if not any(here & set(values) for values in places.values()):
+            # Without the folder, or the suffix: what but one file is called.
+            short = _short(here)
+            places = {c: [short.get(_place("", value), value or "") for value in read[c][:]] for c in strings}
         # The column of files is the one that names most of them.
         found = {column: len(here & set(values)) for column, values in places.items()}
         column = max(found, key=lambda c: (found[c], c == "file_name"), default=None)
@@ -550,39 +603,51 @@ def _metadata(source: Source, samples: list[File], about: list[File]) -> tuple[d
     return rows, columns
 
 
+def _short(names: set[str]) -> dict[str, str]:
+    """Files by their name without the suffix, without folders, and without both, where only one is called so."""
+    short = {
+        name: {os.path.splitext(name)[0], (base := os.path.basename(name)), os.path.splitext(base)[0]} for name in names
+    }
+    count = Counter(called for each in short.values() for called in each)
+    return {called: name for name, each in short.items() for called in each if count[called] == 1}
+
+
 def _place(folder: str, value: str | None) -> str:
     return os.path.normpath(folder + (value or "").replace("\\", "/"))
 
 
-def _sampled(source: Source, files: list[File], labels, classes, rows, columns: list[str], modality: Modality):
-    """A table of files: one a row, with its label and its columns of metadata."""
+def _sampled(
+    source: Source, files: list[File], labels, classes, rows, columns: list[str], unit: str, modality: Modality
+):
+    """A table of files, or of their lines or paragraphs, one a row, with its file's label and columns of metadata."""
     import datasets
 
     features, name = {}, name_of_modality(modality)
     if holds_lines(modality):
-        made = read_documents(files)
-        column = made["text"][:]
-        bad = [i for i, text in enumerate(column) if text is None]
+        made = read_documents(files, unit, source.encoding)
+        number, why = made["number"][:], made["why"][:]
+        made, name = made.remove_columns(["number", "why"]), "text"
+        for i in (bad := [i for i, said in enumerate(why) if said]):
+            source.leave(why[i], files[number[i]].name)
+        if len(bad) == len(made):
+            raise UserError(f"data {source.name}: {source.left_out()}; say its --data.encoding, such as latin-1")
     else:
-        bad = []
+        bad, number = [], range(len(files))
         # Made plain and cast then: to encode, a column of type Audio would need torchcodec.
         made = datasets.Dataset.from_dict({name: [{"bytes": None, "path": _opened(file.opens)} for file in files]})
         made = made.cast_column(name, plain()).cast_column(name, getattr(datasets, modality.features[0])(decode=False))
     more = {}
     if labels:
-        more["label"], features["label"] = labels, datasets.ClassLabel(names=classes)
+        more["label"], features["label"] = [labels[i] for i in number], datasets.ClassLabel(names=classes)
     for column in columns:
-        called = column if column not in (name, *more) else f"{column}_of_metadata"
-        more[called] = [row.get(column) for row in rows]
+        called = column if column not in (*made.column_names, *more) else f"{column}_of_metadata"
+        more[called] = [rows[i].get(column) for i in number]
     if more:
         side = datasets.Dataset.from_dict(more)
         made = datasets.concatenate_datasets(
             [made, side.cast(datasets.Features({**side.features, **features}))], axis=1
         )
-    if bad:
-        source.leave("files that are not UTF-8", *(files[i].name for i in bad))
-        made = made.select([i for i in range(len(files)) if i not in set(bad)])
-    return made
+    return made.select(np.setdiff1d(np.arange(len(made)), bad)) if bad else made
 
 
 def _opened(path: str) -> str:

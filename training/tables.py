@@ -2,12 +2,10 @@
 
 import glob
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from triptych.modalities import MODALITIES, Modality
-from triptych.modalities.base import bytes_or_path
+from triptych.training.documents import WIDE
 from triptych.training.errors import UserError, nearest, one_line
 from triptych.training.files import TABLES, File, Source, some, walk
 from triptych.training.settings import Data
@@ -103,8 +101,10 @@ def _settings(source: Source, builder: str, path: str) -> tuple[tuple[str, Any],
     with open(path, "rb") as file:
         head = file.read(2**16)
     made: dict[str, Any] = {}
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if head[:2] in WIDE:
         made["encoding"] = "utf-16"
+    elif source.encoding:
+        made["encoding"] = source.encoding
     if builder == "csv":
         first = head.decode(made.get("encoding", "utf-8"), "replace").lstrip("\ufeff").split("\n", 1)[0]
         separators = [s for s in "\t;|" if s in first and "," not in first]
@@ -170,32 +170,6 @@ def points(table: File, samples: list[File]) -> bool:
     with open(table.opens, "rb") as file:
         head = file.read(2**16)
     return any(os.fsencode(sample.base) in head for sample in samples[:10_000])
-
-
-def read_documents(files: list[File]):
-    """A file a row, in the column `text`; None for one that is not UTF-8."""
-    import datasets
-
-    known = [(file.opens, _stamp(file.opens)) for file in files]
-    known = [(os.fsencode(path), stamp) for path, stamp in known]
-    features = datasets.Features({"text": datasets.Value("string")})
-    return datasets.Dataset.from_generator(documents, gen_kwargs={"files": known}, features=features)
-
-
-def _stamp(opens: str) -> tuple[int, int]:
-    """What changes when a file does: a cached reading must not outlive it."""
-    status = os.stat(opens.split("::")[-1])
-    return status.st_mtime_ns, status.st_size
-
-
-def documents(files: list[tuple[bytes, tuple[int, int]]]) -> Iterator[dict[str, str | None]]:
-    for path, _ in files:
-        found = bytes_or_path(os.fsdecode(path))
-        content = found if isinstance(found, bytes) else Path(found).read_bytes()
-        try:
-            yield {"text": content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")}
-        except UnicodeDecodeError:
-            yield {"text": None}
 
 
 # Columns.
@@ -347,8 +321,8 @@ def whole(table, column: str, modality: Modality, data: Data, source: Source):
     if lost > most:
         bad = next(note for note in source.notes if "is not UTF-8" in note)
         raise UserError(
-            f"data {source.name}: {bad}; {lost:,} rows would be lost, more than {most} (data.max_bad): convert it, as "
-            "by iconv -f latin1 -t utf-8"
+            f"data {source.name}: {bad}; {lost:,} rows would be lost, more than {most} (data.max_bad): say what it "
+            "is, such as --data.encoding latin-1, or convert it, as by iconv -f latin1 -t utf-8"
         )
     if lost:
         source.left["rows that are not UTF-8; named by file and line above"] = [f"{lost:,} rows"] * lost

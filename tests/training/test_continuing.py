@@ -17,8 +17,10 @@ from scipy.stats import spearmanr
 
 from triptych.evaluation import online
 from triptych.evaluation.features import extract
+from triptych.evaluation.labels import Labelled
 from triptych.evaluation.load import from_run, published
 from triptych.evaluation.online import Labels, OnlineProbe, Pairs, Unlabelled, judge_of, spearman, two_views
+from triptych.evaluation.tasks import Classes
 from triptych.modalities import View
 from triptych.training import checkpoint
 from triptych.training.builtin import builtin
@@ -26,6 +28,7 @@ from triptych.training.command_line import read
 from triptych.training.continuing import Preserving, distance, merged, restrain
 from triptych.training.engine import parameter_groups
 from triptych.training.errors import UserError
+from triptych.training.settings import Data
 from triptych.training.sources import Rows
 from triptych.training.starts import KEPT, find
 
@@ -427,7 +430,7 @@ def test_pairs_with_scores_are_judged_by_spearman_s_correlation(tmp_path, capsys
     spoilt = {3: {"score": None}, 5: {"sentence2": " "}}
     table = datasets.Dataset.from_list([row | spoilt.get(i, {}) for i, row in enumerate(table)])
     table.to_parquet(tmp_path / "test.parquet")
-    made = judge_of("probe_data", str(tmp_path), objective.backbone.modality)
+    made = judge_of("probe_data", str(tmp_path), Data(), objective.backbone.modality)
     assert "1 of 30 pairs have no score: left out" in capsys.readouterr().out
     seen = made.see(objective.backbone.eval(), torch.device("cpu"))["spearman"]
     assert seen.shape == (2, 28)
@@ -462,12 +465,12 @@ def test_what_cannot_judge_is_refused(tmp_path):
     objective, table = words_of(score=[1.0] * 30)
     table.to_parquet(tmp_path / "alike.parquet")
     with pytest.raises(UserError, match="probe_keep .*: all scores are alike"):
-        judge_of("probe_keep", str(tmp_path / "alike.parquet"), objective.backbone.modality)
+        judge_of("probe_keep", str(tmp_path / "alike.parquet"), Data(), objective.backbone.modality)
     table.select(range(9)).remove_columns("score").add_column("score", list(range(9))).to_parquet(
         tmp_path / "few.parquet"
     )
     with pytest.raises(UserError, match="9 rows to judge on say nothing; give at least 20"):
-        judge_of("probe_data", str(tmp_path / "few.parquet"), objective.backbone.modality)
+        judge_of("probe_data", str(tmp_path / "few.parquet"), Data(), objective.backbone.modality)
 
 
 def test_of_long_texts_fewer_judge(tmp_path, capsys, monkeypatch):
@@ -481,8 +484,8 @@ def test_of_long_texts_fewer_judge(tmp_path, capsys, monkeypatch):
     windows = len(modality.samples(table.select([0]), "text"))
     assert windows > 3
     monkeypatch.setattr(online, "MOST", 30 * windows)
-    made = judge_of("probe_data", str(tmp_path), modality)
-    assert len(made.learn) == len(made.judge) == len(made.labels[0]) == len(made.labels[1]) == 30
+    made = judge_of("probe_data", str(tmp_path), Data(), modality)
+    assert [len(part) for part in made.rows if part is not None and not isinstance(part, Classes)] == [30] * 4
     assert "of 60 and 60 long rows 30 and 30 judge" in capsys.readouterr().out
 
 
@@ -494,7 +497,10 @@ def test_an_encoder_that_broke_is_worse_than_its_start():
     y = np.arange(60) % 2
     config = support.config("text", "simclr", "run")
     own = Unlabelled(list(two_views(config, objective, rows)), modality)
-    parts = Labels("texts", rows, rows, (y, y)), Pairs("pairs", (rows, rows), y.astype(float))
+    parts = (
+        Labels("texts", Labelled(rows, rows, Classes(["0", "1"]), y, y, None)),
+        Pairs("pairs", (rows, rows), y.astype(float)),
+    )
     made = OnlineProbe(torch.device("cpu"), *parts, own)
     made(objective.backbone, 0)
     with torch.no_grad():

@@ -189,14 +189,21 @@ def test_a_table_beside_text_is_asked_for_and_one_of_pictures_wins(tmp_path, cap
         tmp_path / "index", **{"a/1.txt": "one\nmore", "b/2.txt": "two", "index.csv": "file,words\n1.txt,1\n2.txt,1\n"}
     )
     rows, said = read(tmp_path / "index", Text(), capsys)
-    assert len(rows) == 2 and "tables beside the files; to read one, name it (index.csv)" in said
+    assert (
+        len(rows) == 2
+        and "tables beside the files; to read one, name it, or join it by --data.metadata (index.csv)" in said
+    )
     support.write_pictures(tmp_path / "pictures" / "assets", 2)
     table.to_parquet(tmp_path / "pictures" / "train.parquet")
     rows, said = read(tmp_path / "pictures", Image(8, 4), capsys)
     assert len(rows) == 12 and "2 files beside the tables" in said
     write(tmp_path / "kaggle", **{"images": 4, "train.csv": "id,label\n0,a\n", "test.csv": "id\n0\n"})
     rows, said = read(tmp_path / "kaggle", Image(8, 4), capsys)
-    assert len(rows) == 4 and "2 tables beside the files; to read one, name it (test.csv, train.csv)" in said
+    assert (
+        len(rows) == 4
+        and "2 tables beside the files; to read one, name it, or join it by --data.metadata (test.csv, train.csv)"
+        in said
+    )
     write(tmp_path / "kinds", **{"a.json": "[]", "b.csv": "text\nx\n"})
     with pytest.raises(UserError, match=r"tables of several kinds \(csv, json: a.json, b.csv\); name one file"):
         load(Data(name=str(tmp_path / "kinds")), Text())
