@@ -71,7 +71,6 @@ def test_code_is_run_for_its_user_alone(code, tmp_path, monkeypatch, capsys):
         probe.main: ["run", "--data", "digits", "--most", "60"],
         export.main: ["run", "--to", "out"],
         embed_main: ["run", "--data", "digits", "--to", "v.parquet"],
-        report.main: ["run"],
         train.main: ["--config", "run/config.yaml"],
     }
     forget()
@@ -83,12 +82,14 @@ def test_code_is_run_for_its_user_alone(code, tmp_path, monkeypatch, capsys):
     for source in ({"objective": "code/mine.py:Mine"}, tmp_path / "run" / "config.yaml"):
         with pytest.raises(UserError, match="no file may have it run"):
             read(source)
-    assert mark.read_text() == "x"
-    for command, argv in commands.items():
+    page = tmp_path / "run" / "report.html"
+    report.main(["run"])  # without what takes the encoder
+    assert "no file may have it run" in page.read_text() and mark.read_text() == "x"
+    for command, argv in {**commands, report.main: ["run"]}.items():
         command([*argv, "--objective", flag])
     assert own.options() == ["--objective", str(file) + ":Mine"]
     assert json.loads((tmp_path / "run" / "probe.json").read_text()) and (tmp_path / "v.parquet").is_file()
-    assert (tmp_path / "out" / "model.safetensors").is_file() and (tmp_path / "run" / "report.html").is_file()
+    assert (tmp_path / "out" / "model.safetensors").is_file() and "no file may have it run" not in page.read_text()
 
 
 def test_a_modality_of_one_s_own(code):
