@@ -77,7 +77,7 @@ def _by_path(rows: Rows) -> list[str | None]:
 
 
 def paths_of(rows: Rows) -> list[str | None] | None:
-    """The file of each row, as it is called within the data, of a segment its recording's; None where rows have none."""
+    """The file of each row, of a segment its recording, by its path within the data; None where rows have none."""
     found = list(rows.paths())
     if not found and PATH in rows.table.column_names:
         found = rows.table[PATH][:]
