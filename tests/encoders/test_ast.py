@@ -51,6 +51,13 @@ def test_export_is_equal_from_waveform_to_hidden_states(tile, tmp_path):
     torch.testing.assert_close(pooled, theirs.pooler_output, atol=1e-5, rtol=0)
 
 
+def test_the_rate_goes_out_and_comes_back(tmp_path):
+    audio = Audio(0.6, 64, rate=22_050, positions="learned", mean=-4.0, std=3.0)
+    exported(make(audio, width=32, depth=1, heads=4), tmp_path)
+    again = Audio(**start_from(str(tmp_path), "audio").modality)
+    assert (again.rate, again.extent, again.window) == (22_050, audio.extent, audio.window)
+
+
 @pytest.mark.parametrize("tile", TILES)
 def test_classifier_lacks_only_its_head(tile, tmp_path):
     from transformers import ASTForAudioClassification

@@ -67,6 +67,24 @@ def test_front_end_equals_native(kind):
         assert (a - b).abs().max() <= 1e-4, n
 
 
+@pytest.mark.parametrize("rate, bins", [(8_000, 64), (22_050, 64), (32_000, 128), (44_100, 128)])
+def test_front_end_equals_native_at_any_rate(rate, bins, tmp_path):
+    """Frames, hops and the Fourier transform are Kaldi's there; what the file has is resampled as the card does it."""
+    from torchaudio.functional import resample
+    from transformers import AutoFeatureExtractor
+
+    modality = build(seconds=0.5, mel_bins=bins, tile=(bins, 4), rate=rate)
+    modality.save(str(tmp_path))
+    native = AutoFeatureExtractor.from_pretrained(tmp_path)
+    waves = [0.1 * random.standard_normal(n).astype(np.float32) for n in (rate // 4, rate // 2, rate)]
+    files = [encoded(w, r, subtype="FLOAT") for w, r in zip(waves, (rate, rate, 48_000), strict=True)]
+    waves[2] = resample(torch.from_numpy(waves[2]), 48_000, rate).numpy()
+    ours = spectrogram(modality, prepared(modality, files))
+    theirs = native(waves, sampling_rate=rate, return_tensors="pt")["input_values"][:, : ours.shape[1]]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert native.sampling_rate == rate and abs(modality.seconds - 0.5) < 0.03
+
+
 @pytest.mark.parametrize("bins", [64, 128])
 def test_filterbank_equals_kaldi_at_any_batch(bins):
     from torchaudio.compliance.kaldi import fbank
