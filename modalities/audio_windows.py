@@ -76,6 +76,6 @@ def over(rows, column: str, work: Callable, *beside: Iterable) -> Iterator[Any]:
 
 def audible(recording: Clip, starts: list[int], window: int, below: float) -> list[int]:
     """Of the windows of a recording those whose level (RMS) is at most `below` dB under the loudest's, and not zero."""
-    level = [float(np.square(recording.window(s, window), dtype=np.float64).mean()) for s in starts]
+    level = [float(np.square(w, dtype=np.float64).mean()) for w in recording.windows(starts, window)]
     least = max(level) * 10 ** (-below / 10)
     return [start for start, power in zip(starts, level, strict=True) if power > 0 and power >= least]
