@@ -66,7 +66,7 @@ class Clip:
         return self.latest[1]
 
     def windows(self, starts: list[int], length: int) -> Iterator[np.ndarray]:
-        """The same of several, in rising order, with the file opened once: what MP3 needs, to go on from where it is."""
+        """The same of several, in rising order, from a file that is opened once: MP3 then goes on from where it is."""
         if self.wave is not None:
             yield from (self.wave[start : start + length] for start in starts)
             return
