@@ -222,7 +222,7 @@ def lead(run: Run) -> str:
     )
     c = run.config
     what = f"{c['objective']['name']} on {c['modality']['name']}, data {c['data']['name']}"
-    return f'<p>{words(private(what))}</p><ul class="verdict">{"".join(items)}</ul>'
+    return f'<p>{words(private(what, run))}</p><ul class="verdict">{"".join(items)}</ul>'
 
 
 def spectrum(runs: list[Run]) -> Figure | None:
@@ -266,10 +266,11 @@ def spectrum(runs: list[Run]) -> Figure | None:
     return drawn("spectrum of the features: singular values, the largest is 1", draw)
 
 
-def private(text: str) -> str:
-    """Without the folders that lead to the program, to where it was started, or to the user's home."""
-    here = str(Path(__file__).parents[1])
-    for folder, short in ((here, ""), (os.getcwd(), ""), (os.path.expanduser("~"), "~/")):
+def private(text: str, run: Run) -> str:
+    """Without the folders that lead to the data, to the program, to where it was started, or to the user's home."""
+    here, data = str(Path(__file__).parents[1]), str(run.config["data"]["name"])
+    above = os.path.dirname(data.rstrip("/")) if os.path.isabs(data) else ""
+    for folder, short in ((above, ""), (here, ""), (os.getcwd(), ""), (os.path.expanduser("~"), "~/")):
         if len(folder) > 1:
             text = text.replace(folder + "/", short)
     return text
@@ -294,16 +295,17 @@ def facts(run: Run, read_as: str = "") -> list[Section]:
     """Data, what was left out and was bad, environment, settings."""
     data, c = run.environment.get("data", {}), run.config
     rows = [
-        ("data", private(str(c["data"]["name"]))),
+        ("data", private(str(c["data"]["name"]), run)),
         ("rows", f"{data.get('rows', 0):,}"),
         ("fingerprint", data.get("fingerprint", "")),
     ]
     body = table(rows)
     if read_as:
-        body += f"<h3>How it was read, and what was left out</h3><pre>{words(private(read_as))}</pre>"
+        body += f"<h3>How it was read, and what was left out</h3><pre>{words(private(read_as, run))}</pre>"
     if run.bad:
         named = [
-            (private(str(b.get("source"))), b.get("row"), private(str(b.get("reason")))) for b in run.bad[:MOST_BAD]
+            (private(str(b.get("source")), run), b.get("row"), private(str(b.get("reason")), run))
+            for b in run.bad[:MOST_BAD]
         ]
         body += f"<h3>Unusable samples, replaced by others: {len(run.bad)}</h3>" + table(
             named, ("sample", "row", "reason")
@@ -315,8 +317,8 @@ def facts(run: Run, read_as: str = "") -> list[Section]:
     env = run.environment
     versions = ", ".join(f"{k} {v}" for k, v in env.get("packages", {}).items() if v)
     rows = [("python", env.get("python")), ("platform", env.get("platform")), ("packages", versions)]
-    rows += [("commit", env.get("git_commit")), ("command", private(" ".join(map(str, env.get("command", [])))))]
-    settings = private(yaml.safe_dump({k: v for k, v in c.items() if k != "origin"}, sort_keys=False))
+    rows += [("commit", env.get("git_commit")), ("command", private(" ".join(map(str, env.get("command", []))), run))]
+    settings = private(yaml.safe_dump({k: v for k, v in c.items() if k != "origin"}, sort_keys=False), run)
     shown = f"<details><summary>All settings</summary><pre>{words(settings)}</pre></details>"
     return [Section("Data", body), Section("Environment", table([r for r in rows if r[1]]) + shown)]
 
@@ -349,7 +351,7 @@ def of_samples(run: Run) -> tuple[list[Section], str]:
             rows = load(config.data, objective.backbone.modality)
         made = report_samples.sections(objective, rows, config.data.eval_fraction)
     except Exception as error:  # the data has moved, say; the curves are worth having
-        why = f"<p>could not be made: {words(private(one_line(error)))}</p>"
+        why = f"<p>could not be made: {words(private(one_line(error), run))}</p>"
         made = [Section("What the objective saw", why)]
     return made, said.getvalue()
 
@@ -360,7 +362,7 @@ def compare(folders: list[str], to: Path) -> Path:
     flat = [flatten({k: v for k, v in run.config.items() if k != "origin"}) for run in runs]
     keys = sorted({key for f in flat for key in f} - {"output_dir"})
     differ = [
-        (key, *(private(str(f.get(key, "")))[:80] for f in flat))
+        (key, *(private(str(f.get(key, "")), run)[:80] for f, run in zip(flat, runs, strict=True)))
         for key in keys
         if len({str(f.get(key)) for f in flat}) > 1
     ]

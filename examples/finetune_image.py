@@ -40,7 +40,10 @@ id2label = dict(enumerate(names))
 model = AutoModelForImageClassification.from_pretrained(
     args.model, id2label=id2label, label2id={name: i for i, name in id2label.items()}
 )
-size = (processor.size["height"], processor.size["width"])
+if getattr(processor, "value_range", None) or getattr(processor, "float_range", None):
+    parser.error(f"{args.model} takes arrays of more than 8 bits: its model card has the lines that read files for it")
+view = processor.crop_size if processor.do_center_crop else processor.size
+size = (view["height"], view["width"])
 augment = v2.Compose([v2.RandomResizedCrop(size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip()])
 
 

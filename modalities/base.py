@@ -77,6 +77,7 @@ class Modality:
     features: ClassVar[tuple[str, ...]] = ()
     segments: ClassVar[bool] = False  # a row may be some seconds of a file
     suffixes: ClassVar[tuple[str, ...]] = ()
+    marks: ClassVar[tuple[tuple[int, bytes], ...]] = ()  # of files of other names: bytes, and where they stand
     embedding: ClassVar[type | None] = None
     stay: ClassVar[int | None] = 0
     average: ClassVar[str] = "pieces"

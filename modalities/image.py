@@ -15,6 +15,8 @@ from triptych.modalities.domains import Count, Each, NotNegative, Number, Part, 
 from triptych.modalities.exhibit import Exhibit, Seen
 from triptych.modalities.hashing import generator
 from triptych.modalities.image_file import (
+    AT,
+    DICOM,
     TURNS,
     NoReader,
     Pages,
@@ -83,6 +85,7 @@ class Image(Grid):
 
     features = ("Image",)
     sizes = ("image_size", "patch_size", "channels")
+    marks = ((AT, DICOM),)  # archives of hospitals give no suffix
     suffixes = tuple(
         ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .ico .tga .npy .dcm .dicom".split()
     )

@@ -21,7 +21,7 @@ DOCUMENTATION = re.compile(
     re.IGNORECASE,
 )
 WRITTEN = ("", ".md", ".txt", ".rst", ".html", ".pdf", ".cff", ".bib", ".rtf")  # suffixes of documentation
-SYSTEM = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini", "lost+found")
+SYSTEM = ("__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini", "lost+found", "DICOMDIR")
 SHARD = re.compile(r"(\w+(?:\.\w+)*)[-.]\d{5}-of-\d{5}\b")  # `unsupervised-00000-of-00002.parquet`
 
 
@@ -95,7 +95,7 @@ def sort_out(source: Source, path: Path, modality: Modality) -> tuple[list[File]
                 tables.append(file)
             else:
                 source.leave("empty", file.name)
-        elif file.suffix in modality.suffixes:
+        elif file.suffix in modality.suffixes or is_marked(file.opens, modality):
             samples.append(file)
         elif file.suffix in ARCHIVES:
             source.leave("archives that are not opened; extract them", file.name)
@@ -148,6 +148,15 @@ def walk(folder: str, leave: Callable[..., None], within: str = "", above: tuple
             yield File(entry.path, name)
         else:
             leave("broken links or no files", name)
+
+
+def is_marked(path: str, modality: Modality) -> bool:
+    """Whether a file of any name is one of samples by its first bytes."""
+    if not modality.marks:
+        return False
+    with open(path, "rb") as file:
+        head = file.read(256)
+    return any(head.startswith(mark, at) for at, mark in modality.marks)
 
 
 def hidden(name: str) -> bool:
