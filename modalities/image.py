@@ -298,11 +298,12 @@ class Image(Grid):
         return made.transpose(pillow.Transpose[turn]) if turn else made
 
     def describe(self, cell) -> str:
-        found = self.read(cell)
-        if not isinstance(found, Levels):
+        found, raw = self.read(cell), self._raw(*content(cell))
+        if raw.kind == "bytes" and not isinstance(found, Levels):
             return f"a picture of {found.width}×{found.height}, {found.mode}"
-        count, height, width = found.values.shape
-        return f"a picture of {width}×{height}, {count} channel{'s' if count > 1 else ''}"
+        (count, height, width), least, most = raw.values.shape, raw.values.min(), raw.values.max()
+        plural = "s" if count > 1 else ""
+        return f"a picture of {width}×{height}, {count} channel{plural} of {raw.values.dtype}, {least:g} to {most:g}"
 
     def beyond(self, sample) -> float:
         return sample.beyond if isinstance(sample, Levels) else 0.0
@@ -373,11 +374,17 @@ class Image(Grid):
         super().check_shown(other, pieces)
         if other.channels == 4 and self.channels != 4:
             raise ValueError("it sees transparency, which the student does not: give modality.channels 4")
+        if self.channels != other.channels and not {self.channels, other.channels} <= {1, 3, 4}:
+            raise ValueError(f"it sees {other.channels} channels, the student {self.channels}: these are no colours")
 
     def exhibit(self, view: View, seen: Seen | None = None) -> list[Exhibit]:
         values = self.assembled(view if view.position is not None else self.prepare(view), seen)
         mean, std = (values.new_tensor(each).view(-1, 1, 1) for each in (self.mean, self.std))
-        colours = (values * std + mean).clamp(0, 1)  # NaN stays
+        colours = values * std + mean
+        if self.arrays:  # few of many levels may be in use
+            low, high = (mean - 3 * std).clamp(min=0), (mean + 3 * std).clamp(max=1)
+            colours = (colours - low) / (high - low)
+        colours = colours.clamp(0, 1)  # NaN stays
         colours = colours[:, :3] if self.channels >= 3 else colours[:, :1].expand(-1, 3, -1, -1)
         return [Exhibit(picture=one.permute(1, 2, 0).numpy()) for one in colours.cpu()]
 

@@ -54,7 +54,7 @@ def content(value: Any) -> tuple[Any, str]:
     """A cell -> the bytes of its file, or a PIL picture, and a name."""
     found = bytes_or_path(value)
     if isinstance(found, bytes):
-        return found, str(value["path"]) if isinstance(value, dict) else ""
+        return found, str(value.get("path")) if isinstance(value, dict) else ""
     return (Path(found).read_bytes(), str(found)) if isinstance(found, (str, os.PathLike)) else (found, "")
 
 

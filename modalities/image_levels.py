@@ -56,21 +56,26 @@ def levels(raw: Raw, channels: int, ranges: dict[str, Range], percentiles: Range
     if raw.is_bytes:
         share = values.astype(np.float32) / np.float32(255)
     else:
-        if not np.isfinite(values).all():
+        if raw.kind == "floats" and not np.isfinite(values).all():
             raise BadSample("pixels that are not finite")
         if percentiles is not None:
             low, high = np.percentile(values, percentiles)
             high = max(high, math.nextafter(low, math.inf))
         else:
             low, high = ranges[raw.kind]
-            beyond = float(((values < low) | (values > high)).mean())
+            least, most = values.min(), values.max()
+            beyond = float(((values < low) | (values > high)).mean()) if least < low or most > high else 0.0
         if beyond > MUCH:
             name = {"integers": "value_range", "floats": "float_range"}[raw.kind]
             raise BadSample(
-                f"values {values.min():g} to {values.max():g}, beyond the range {low:g} to {high:g}: give a wider one, "
+                f"values {least:g} to {most:g}, beyond the range {low:g} to {high:g}: give a wider one, "
                 f"--modality.{name}"
             )
-        share = ((values.astype(np.float64) - low) / (high - low)).clip(0, 1).astype(np.float32)
+        wide = np.float32 if values.dtype in (np.uint16, np.int16, np.float32) else np.float64  # that holds them
+        share = values.astype(wide)
+        share -= low
+        share *= 1 / (high - low)
+        share = share.clip(0, 1, out=share).astype(np.float32, copy=False)
     share = 1 - share if raw.inverted else share
     return Levels(torch.from_numpy(np.ascontiguousarray(as_channels(share, channels))), beyond)
 

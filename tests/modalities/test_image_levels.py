@@ -35,6 +35,8 @@ def test_the_levels_of_a_picture_of_12_bits_reach_the_model(tmp_path):
     rows = [{"image": cell(FAINT)}, {"image": cell((FAINT % 2 * 3000).astype(np.uint16))}]
     assert "0 is black and 4095 white in all" in image.fit(rows, "image")
     assert len(seen(image, image.read(rows[0]["image"])).unique()) == 300
+    for which in (image, Image(64, 16)):
+        assert which.describe(rows[0]["image"]) == "a picture of 64×64, 1 channel of uint16, 1000 to 1299"
     view = image.view(image.read(rows[0]["image"]), ViewSpec(), 3)["data"]
     assert len(view.unique()) == 300
     image.save(str(tmp_path))
@@ -85,6 +87,11 @@ def test_each_channel_has_its_mean_and_deviation(tmp_path):
     given = Image(64, 16, channels=5, mean=0.5)
     given.fit([{"image": image.cell(five)}], "image")
     assert given.mean == [0.5] * 5 and given.std == image.std
+    made = [image.view(image.read(image.cell(five)), EVALUATION, 0)]
+    values_seen = image.exhibit(image.collate(made, torch.zeros(1, dtype=torch.long)))[0].picture
+    assert values_seen.shape == (64, 64, 3) and 0.3 < values_seen[..., 0].mean() < 0.7  # not nearly black
+    with pytest.raises(ValueError, match="it sees 3 channels, the student 5"):
+        image.check_shown(Image(64, 16), False)
     with pytest.raises(BadSample, match="3 channels, where modality.channels is 5"):
         image.read(image.cell(values.astype(np.uint16)))
 
