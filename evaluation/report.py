@@ -39,7 +39,7 @@ from triptych.training.log import read_metrics
 from triptych.training.monitor import Monitor
 from triptych.training.settings import flatten
 
-PAGE, CURVES, COMPARED = "report.html", "curves.png", "compare.html"
+PAGE, CURVES, COMPARED, PICTURES = "report.html", "curves.png", "compare.html", "tensorboard_pictures"
 WAIT = 120  # seconds that the end of a run waits for its page
 OFTEN = 30  # a page is made at a save only if that many times its own making has passed since the last one
 MOST_BAD = 50  # unusable samples that are named on the page; the file has all
@@ -349,7 +349,9 @@ def of_samples(run: Run) -> tuple[list[Section], str]:
         config, objective, _ = from_run(run.folder)
         with contextlib.redirect_stdout(said):
             rows = load(config.data, objective.backbone.modality)
-        made = report_samples.sections(objective, rows, config.data.eval_fraction)
+        # Beside the curves' folder: a continued run writes that one anew, and what was seen before would be gone.
+        board = run.folder / PICTURES if "tensorboard" in config.run.report_to else None
+        made = report_samples.sections(objective, rows, config.data.eval_fraction, board, run.state["step"])
     except Exception as error:  # the data has moved, say; the curves are worth having
         why = f"<p>could not be made: {words(private(one_line(error), run))}</p>"
         made = [Section("What the objective saw", why)]

@@ -4,6 +4,7 @@ import io
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,13 @@ GREY = 127  # where something was hidden
 RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # that MP3 has, in Hz
 
 
-def sections(objective, rows: Rows, fraction: float) -> list[Section]:
-    """All of these parts, in the order of the page. One that fails says so in its place."""
+def sections(objective, rows: Rows, fraction: float, board: Path | None = None, step: int = 0) -> list[Section]:
+    """All of these parts, in the order of the page. One that fails says so in its place.
+
+    `board`: a folder of TensorBoard that gets what was seen as well, as of `step`.
+    """
     backbone = objective.backbone
-    made = [part("What the objective saw", lambda: seen(objective, rows, fraction))]
+    made = [part("What the objective saw", lambda: seen(objective, rows, fraction, board, step))]
     try:
         features = encoded(backbone, rows)
     except (ValueError, RuntimeError) as error:
@@ -61,9 +65,11 @@ def some(count: int, most: int, first: np.ndarray | None = None) -> np.ndarray:
     return order[:most]
 
 
-def seen(objective, rows: Rows, fraction: float) -> tuple[str, str]:
+def seen(objective, rows: Rows, fraction: float, board: Path | None = None, step: int = 0) -> tuple[str, str]:
     """Each view of some samples: as it is, without what was hidden, with what was guessed there."""
     lines = exhibits(objective, rows, fraction)
+    if board is not None:
+        post(lines, board, step)
     where = "that were held out of training" if len(held(rows, fraction)) >= SEEN else "of the data"
     note = f"{SEEN} samples {where}, as the objective asks for them. A column is a sample."
     return sample_table([(name, [shown(one) for one in line]) for name, line in lines]), note
@@ -91,6 +97,20 @@ def exhibits(objective, rows: Rows, fraction: float, count: int = SEEN) -> list[
         if found.guess is not None:
             lines.append(("with what is guessed", modality.exhibit(made, found)))
     return lines
+
+
+def post(lines: list[tuple[str, list[Exhibit]]], board: Path, step: int) -> None:
+    """The same for TensorBoard: pictures side by side, texts with their hidden words in bold."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(board)) as writer:
+        for name, line in lines:
+            if line[0].picture is not None:
+                pictures = np.stack([painted(one.picture) for one in line])
+                writer.add_images(f"seen/{name}", pictures, step, dataformats="NHWC")
+            if line[0].words is not None:
+                texts = ("".join(f"**{w.guess or '___'}**" if w.hidden else w.text for w in one.words) for one in line)
+                writer.add_text(f"seen/{name}", "\n\n".join(texts), step)
 
 
 def sample_table(lines: list[tuple[str, list[str]]]) -> str:

@@ -35,6 +35,7 @@ def runs(tmp_path_factory):
         options = {
             "data": {"name": str(data), "eval_fraction": 0.2},
             "max_steps": 6,
+            "report_to": "tensorboard",
             "logging_steps": 1,
             "eval_steps": 3,
         }
@@ -42,6 +43,19 @@ def runs(tmp_path_factory):
         made[modality] = folder
         report.write(folder)
     return made
+
+
+def test_tensorboard_has_what_was_seen(runs):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    for modality, folder in runs.items():
+        (file,) = (folder / "tensorboard_pictures").glob("events*")
+        found = [(e.step, v) for e in EventFileLoader(str(file)).Load() for v in e.summary.value]
+        tags = {v.tag.removesuffix("/text_summary") for _, v in found}
+        assert tags == {"seen/original", "seen/what is left of it", "seen/with what is guessed"}
+        assert {step for step, _ in found} == {6}
+        first = found[0][1].tensor.string_val
+        assert b"**" not in first[0] if modality == "text" else first[2].startswith(b"\x89PNG")
 
 
 class Page(html.parser.HTMLParser):
