@@ -34,8 +34,9 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike, data: Any = No
     from triptych.encoders import native
     from triptych.evaluation.online import watch
     from triptych.evaluation.report import reporting
-    from triptych.training import engine, log, memory, starts
+    from triptych.training import choice, engine, log, memory, starts
     from triptych.training.continuing import restrain
+    from triptych.training.fitting import fit
     from triptych.training.loader import divided_once
     from triptych.training.loop import Loop
     from triptych.training.run_folder import RunFolder
@@ -51,9 +52,9 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike, data: Any = No
         team.agree(config.shared(), "start all ranks with the same options")
         team.each(lambda: log.check(config.run))
         if data is not None:
-            config.data.name = memory.name_of(data)
+            config.named(memory.name_of(data))
         # The first rank decides whose the folder is and where the run goes on; the others are told.
-        folder, start = RunFolder(config.run.output_dir), None
+        folder, start, survey = RunFolder(config.run.output_dir), None, None
         team.first(lambda: held.enter_context(folder) and None)
         origin = team.first(lambda: folder.origin(config))
         if origin is not None:  # what was found then holds; what it started from is not needed any more
@@ -65,24 +66,13 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike, data: Any = No
             print_once(f"init_from {config.run.init_from}: {start}")
             if note:
                 print_once(f"init_from, changed: {note}")
+        else:
+            config, survey = choice.decide(config, data, team)
         modality = config.build_modality()
         if data is not None:
             config.data.name = held.enter_context(memory.held(data, modality))
         rows = team.each(lambda: load(config.data, modality), turns=True)
-
-        def prepare(to: str) -> None:
-            if origin is not None:
-                modality.load(os.path.join(origin["folder"], "modality"))
-            elif fitted := getattr(start, "folder", None):
-                modality.load(os.path.join(fitted, "modality"))
-            elif note := modality.fit(rows.table, rows.column):
-                print_once(f"data: {note}")
-            if team.count > 1:
-                modality.save(to)
-
-        with team.files(prepare) as prepared:
-            if not team.is_first:
-                modality.load(prepared)
+        fit(modality, rows, origin, start, team)
         divided = divided_once(rows, config.data.eval_fraction, team)
         team.each(lambda: config.count(len(divided[0].table)))
         objective = team.each(lambda: config.build_objective(modality, start if origin is None else None))
@@ -97,6 +87,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike, data: Any = No
             begun = starts.recover(objective.backbone, *place, team, device)
         if note := restrain(objective, config.run):
             print_once(note)
+        choice.settle(config, survey, origin is not None, objective, divided, rows, device, team)
         watched = team.each(lambda: watch(config, objective, rows, device), turns=True)
         further = watched, begun, divided, reporting(config)
         return Loop(config, objective, rows, device, team, origin, folder, signals, *further).train()

@@ -24,11 +24,11 @@ from triptych.evaluation.probes import Score, judged, score
 from triptych.evaluation.tasks import Classes
 from triptych.modalities import Modality, ViewSpec
 from triptych.training.continuing import distance
-from triptych.training.errors import UserError
+from triptych.training.errors import UserError, one_line
 from triptych.training.loader import Samples
 from triptych.training.monitor import collapse_figures
 from triptych.training.settings import Config, Data
-from triptych.training.sources import Rows, find, like, load, split_called
+from triptych.training.sources import Rows, find, like, load, print_once, split_called
 
 PER_CLASS, FEW_ROWS, DRAWS, MOST = 10, 100, 5, 2000
 LEAST = 20  # rows to judge on; of fewer, half of which are printed, nothing can be said
@@ -300,9 +300,14 @@ def watch(config: Config, objective, rows: Rows, device: torch.device) -> Online
     on.
     """
     run, modality = config.run, objective.backbone.modality
-    judge, keep = (
-        judge_of(option, getattr(run, option), config.data, modality) for option in ("probe_data", "probe_keep")
-    )
+    try:
+        judge = judge_of("probe_data", run.probe_data, config.data, modality)
+    except UserError as error:
+        if config.origin.get("probe_data") != "chosen":
+            raise
+        judge = None  # the data's own labels, which nobody has asked to judge
+        print_once(f"its labels do not judge the encoder: {one_line(error)}")
+    keep = judge_of("probe_keep", run.probe_keep, config.data, modality)
     own = Unlabelled(list(two_views(config, objective, rows)), modality) if run.init_from and judge is None else None
     return OnlineProbe(device, judge, keep, own) if judge or keep or own else None
 

@@ -18,6 +18,8 @@ from triptych.modalities.exhibit import Exhibit, Seen
 from triptych.modalities.filterbank import Framing, before, filterbank, framing, interpolated
 from triptych.modalities.hashing import generator
 from triptych.modalities.precision import full
+from triptych.modalities.sizes import lasting, listen_to_sounds, sound_sizes
+from triptych.modalities.survey import Survey
 from triptych.modalities.view import View, ViewSpec
 
 FITTED = 256  # windows from which the statistics are taken
@@ -190,6 +192,19 @@ class Audio(Grid):
         self.mean = self.mean if self.mean is not None else float(mean)
         # Nothing but silence has no deviation.
         self.std = self.std if self.std is not None else float(std) if std > 1e-3 else 1.0
+
+    def survey(self, rows, column: str) -> Survey | None:
+        return listen_to_sounds(rows, column, self.rate)
+
+    def sized(self, survey: Survey, pieces: float, given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+        return sound_sizes(survey, pieces, given)
+
+    def samples_of(self, survey: Survey) -> float:
+        return survey.rows * max(1.0, survey.measures["mean"] * self.rate / self.hop)
+
+    def trained(self) -> str:
+        tile = "×".join(map(str, self.tile))
+        return f"windows of {lasting(self.seconds)} at {self.rate:,} Hz, {math.prod(self.grid)} pieces of {tile}"
 
     def _spread(self, length: int, most: int) -> list[int]:
         """Where some windows of a recording begin, in its middle and evenly around it."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych.modalities.exhibit import Exhibit, Seen
+from triptych.modalities.survey import Survey
 from triptych.modalities.view import View, ViewSpec
 
 
@@ -106,6 +107,29 @@ class Modality:
 
         Returns what a user should know of it, in a line.
         """
+
+    def survey(self, rows, column: str) -> Survey | None:
+        """What some rows measure, by their headers, from which `sized` takes sizes; None where nothing can be told."""
+        return None
+
+    def sized(self, survey: Survey, pieces: float, given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+        """Settings, of those that are not `given`, that suit such data, at most so many pieces a sample (about).
+
+        `usual` are the sizes of the objective's shipped recipe.
+        """
+        return {}
+
+    def pieces_of(self, survey: Survey) -> float:
+        """How many pieces a sample has, on average."""
+        raise NotImplementedError
+
+    def samples_of(self, survey: Survey) -> float:
+        """How many samples an epoch has, about."""
+        return survey.rows
+
+    def trained(self) -> str:
+        """What is made of a sample, in words."""
+        return ""
 
     def save(self, folder: str) -> None:
         """Write the processor or tokenizer, if there is one, as native `transformers` files."""
@@ -233,6 +257,9 @@ class Grid(Modality):
     @property
     def grid(self) -> tuple[int, int]:
         return self.pieces(self.extent)
+
+    def pieces_of(self, survey: Survey) -> float:
+        return float(self.grid[0] * self.grid[1])
 
     def pieces(self, extent: tuple[int, int]) -> tuple[int, int]:
         """Grid, in pieces, of so many values."""

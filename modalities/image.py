@@ -34,6 +34,8 @@ from triptych.modalities.image_file import (
 from triptych.modalities.image_levels import WHOLE, Levels, Looked, levels
 from triptych.modalities.image_processor import evaluation_view, padded, processor_of
 from triptych.modalities.image_views import AUGMENTATIONS, LUMA, crop, cut_out, distort, flipped, warped
+from triptych.modalities.sizes import colours, look_at_pictures, picture_sizes
+from triptych.modalities.survey import Survey
 from triptych.modalities.view import View, ViewSpec
 
 LOOKED_AT = 64  # rows from which the range of deep pictures is taken
@@ -247,6 +249,18 @@ class Image(Grid):
 
     def _raw(self, source: Any, name: str):
         return read_raw(source, name, self.channels, self.pages, self.max_pixels)
+
+    def survey(self, rows, column: str) -> Survey | None:
+        return look_at_pictures(rows, column, self._raw)
+
+    def sized(self, survey: Survey, pieces: float, given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+        return picture_sizes(survey.measures, pieces, given)
+
+    def trained(self) -> str:
+        (height, width), side = self.extent, self.tile[0]
+        span = f", values {self.value_range[0]:g} to {self.value_range[1]:g}" if self.value_range else ""
+        pieces = f"{math.prod(self.grid)} pieces of {side}×{side}"
+        return f"{width}×{height} px, {colours(self.channels)}{span}, {pieces}"
 
     def cell(self, value: Any) -> dict[str, Any]:
         """Also a PIL picture, or an array `[h w]`, `[h w c]` or `[c h w]` of integers or floats."""

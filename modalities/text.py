@@ -19,6 +19,8 @@ from triptych.modalities.domains import Count, Part, Within
 from triptych.modalities.exhibit import Exhibit, Seen, Word
 from triptych.modalities.hashing import generator, mix, uniform
 from triptych.modalities.packing import pack, pack_fixed
+from triptych.modalities.sizes import read_texts, text_sizes
+from triptych.modalities.survey import Survey
 from triptych.modalities.tokenizer import SPECIALS, clean, complete, plain_backend, train
 from triptych.modalities.view import View, ViewSpec
 from triptych.modalities.windows import windows, word_starts
@@ -127,6 +129,22 @@ class Text(Modality):
         self.special[tokenizer.all_special_ids] = True
         self.special[[i for i, token in tokenizer.added_tokens_decoder.items() if token.special]] = True
         self.choice = (~self.special[: len(tokenizer)]).nonzero()[:, 0]  # ids that may replace another at random
+
+    def survey(self, rows, column: str) -> Survey | None:
+        return read_texts(rows, column)
+
+    def sized(self, survey: Survey, pieces: float, given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+        return text_sizes(survey.measures, pieces, given, usual)
+
+    def pieces_of(self, survey: Survey) -> float:
+        return survey.rows * survey.measures["mean"] / self.samples_of(survey)
+
+    def samples_of(self, survey: Survey) -> float:
+        return survey.rows * max(1.0, survey.measures["mean"] / (self.max_length - 2))
+
+    def trained(self) -> str:
+        words = len(self.tokenizer) if self.tokenizer is not None else self.vocab_size or 8192
+        return f"windows of {self.max_length} tokens, of {words:,}"
 
     def processor(self):
         if self.tokenizer is None:

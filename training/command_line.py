@@ -22,9 +22,11 @@ from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
 from triptych.encoders import EncoderSettings
 from triptych.encoders.native import DEFAULTS, FAMILIES, known
 from triptych.modalities import MODALITIES
+from triptych.modalities.domains import arguments
 from triptych.objectives import OBJECTIVES
 from triptych.training import own
 from triptych.training.errors import UserError, nearest, one_line, one_line_exit, readable
+from triptych.training.kinds import modality_in
 from triptych.training.settings import (
     CHOSEN,
     CONFIGS,
@@ -35,13 +37,16 @@ from triptych.training.settings import (
     Run,
     defaults_of,
     flatten,
+    folder_for,
     home,
     own_defaults,
     plain,
     shipped,
+    shipped_recipe,
     without_name,
 )
 
+OBJECTIVE, MINUTES = "simclr", 20.0  # where nobody says: docs/sizes.md has why
 COMMANDS = {"config", "show", "help", "print_config"}  # words of the command line alone
 
 
@@ -74,17 +79,17 @@ def from_command_line(argv: list[str], program: str = "train.py") -> Config:
             if not name or name.startswith("--"):
                 raise UserError("--config: expected one argument, a YAML file")
             merge(given, unfold(load_yaml(name)))
-        return _parse(given, rest, program)
+        return _parse(given, rest, program, alone=not files)
 
 
-def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
+def _parse(given: dict[str, Any], argv: list[str], program: str, alone: bool = False) -> Config:
     argv = [re.sub(rf"^--({'|'.join(GROUPS)})(?==|$)", r"--\1.name", argument) for argument in own.used(argv)]
     stored = given.pop("origin", None)
     if not isinstance(stored or {}, dict) or not set((stored or {}).values()) <= {*CHOSEN, *GIVEN}:
         raise UserError("origin is what a run writes into its configuration, and no option; leave it out")
     origin = dict(stored or {})
     if stored is None:
-        origin = _recipe(given, argv)
+        origin = _recipe(given, argv) or _chosen(given, argv, alone)
     names = {}
     for group, table in (("modality", MODALITIES), ("objective", OBJECTIVES)):
         asked, filed = peek(argv, f"--{group}.name"), given.get(group, {}).get("name", next(iter(table)))
@@ -99,6 +104,9 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
     argv = with_values(argv, [f.name for f in dataclasses.fields(Run) if f.type is bool or bool in get_args(f.type)])
     known = {action.dest for action in parser._actions}
     usual = plain(defaults_of(names["modality"], names["objective"]))
+    data = peek(argv, "--data.name") or given.get("data", {}).get("name") or Data.name
+    usual["output_dir"] = folder_for(str(data), names["objective"])
+    parser.set_defaults(output_dir=usual["output_dir"])
     filed = flatten(given)
     for key in filed:
         _known(key, known - COMMANDS, usual)
@@ -118,6 +126,10 @@ def _parse(given: dict[str, Any], argv: list[str], program: str) -> Config:
     kept = {k: o for k, o in origin.items() if k in filed and k not in said}
     filed = {k for k, v in filed.items() if k not in kept and (stored is None or v != usual.get(k))}
     origin = kept | dict.fromkeys(filed, "file") | dict.fromkeys((k for k in said if k in usual), "command line")
+    for other in ("max_steps", "num_train_epochs"):
+        said_too = origin.get(other) == origin.get("minutes") and getattr(run, other) != getattr(Run, other)
+        if run.minutes is not None and origin.get("minutes") in GIVEN and said_too:
+            raise UserError(f"minutes {run.minutes:g} and {other} both say how long the run is: leave one out")
     return Config(run, Data(**groups.pop("data")), **groups, origin=origin).check()
 
 
@@ -144,6 +156,35 @@ def _recipe(given: dict[str, Any], argv: list[str]) -> dict[str, str]:
     origin = {key: "recipe" for key in flatten(recipe) if key not in filed}
     given |= merge(recipe, given)
     return origin
+
+
+def _chosen(given: dict[str, Any], argv: list[str], alone: bool) -> dict[str, str]:
+    """Put under what was given the modality that the data says, and, where a command line stands alone or `minutes` are
+    given, the objective and the minutes; returns the origin of each. What else is chosen needs the data itself, and a
+    look at this machine (`training/choice.py`).
+    """
+
+    def said(option: str) -> Any:
+        group, _, name = option.rpartition(".")
+        return peek(argv, f"--{option}") or (given.get(group, {}) if group else given).get(name)
+
+    data, made = said("data.name"), {}
+    if said("init_from"):
+        return {}
+    modality = said("modality.name")
+    if data is not None and modality is None and (found := modality_in(str(home(data)))):
+        named = {key.partition(".")[2].split("=")[0] for key in argv if key.startswith("--modality.")}
+        if named | given.get("modality", {}).keys() <= {name for name, *_ in arguments(MODALITIES[found[0]])}:
+            modality = made["modality.name"] = found[0]
+    if (alone and data is not None or said("minutes")) and not said("max_steps"):
+        plain_words = not given.get("objective") and not any(key.startswith("--objective.") for key in argv)
+        if plain_words and shipped_recipe(modality or next(iter(MODALITIES)), OBJECTIVE):
+            made["objective.name"] = OBJECTIVE
+        if not said("minutes"):
+            made["minutes"] = MINUTES
+    for key, value in unfold(made).items():
+        merge(given, {key: value})
+    return dict.fromkeys(made, "chosen")
 
 
 def modality_of(source: str) -> str | None:

@@ -167,8 +167,11 @@ def hidden(name: str) -> bool:
 def documentation(base: str) -> bool:
     from datasets.data_files import FILES_TO_IGNORE
 
-    suffix = os.path.splitext(base)[1].lower()
-    return base in FILES_TO_IGNORE or suffix in WRITTEN and DOCUMENTATION.fullmatch(base) is not None
+    return base in FILES_TO_IGNORE or documentation_name(base)
+
+
+def documentation_name(base: str) -> bool:
+    return os.path.splitext(base)[1].lower() in WRITTEN and DOCUMENTATION.fullmatch(base) is not None
 
 
 @lru_cache

@@ -3,6 +3,7 @@
 import codecs
 import dataclasses
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePath
@@ -32,9 +33,10 @@ from triptych.objectives import OBJECTIVES
 from triptych.training.errors import UserError, one_line
 
 # Where a value may come from, the strongest last. What is in neither is a default.
-CHOSEN = ("checkpoint", "recipe", "data", "found")  # not by the user: they may be overruled
+CHOSEN = ("chosen", "checkpoint", "recipe", "data", "found")  # not by the user: they may be overruled
 GIVEN = ("file", "command line")
 GROUPS = ("data", "modality", "encoder", "objective")
+PARTS = ("train", "training", "data", "test", "validation", "val")  # names that say nothing of what a file holds
 CONFIGS = Path(__file__).parents[1] / "configs"  # they are installed along
 # What a run may change when it continues: none of it moves the sequence of samples or the schedule.
 FREE = {
@@ -45,6 +47,7 @@ FREE = {
     "save_minutes",
     "max_steps",  # a run may be made longer; the loop sees to it
     "num_train_epochs",
+    "minutes",  # of a run that has begun, the number of steps is settled; the choice says so
     "save_total_limit",
     "logging_steps",
     "eval_steps",
@@ -66,7 +69,8 @@ class Run:
     """How to train. Names and meanings are those of `transformers.TrainingArguments` where it has them.
 
     Args:
-        output_dir: folder of the run. The same command again continues from its newest whole checkpoint.
+        output_dir: folder of the run. The same command again continues from its newest whole checkpoint. Default:
+            `runs/DATA-OBJECTIVE`.
         family: native class that the encoder is trained as and exported to, by the `model_type` of its configuration.
             Default: that of the checkpoint, else the modality's usual one.
         pooling: what a sample's vector is: its first `lead` (CLS), the mean of its `leads`, of its `pieces`, the first
@@ -98,6 +102,9 @@ class Run:
             (the mean over tokens, negatives, statistics) is of one micro-batch of all ranks.
         num_train_epochs: passes over the training part of the data; may be a fraction.
         max_steps: optimizer steps; if positive, it replaces `num_train_epochs`.
+        minutes: time that the run may take on this machine: a few steps are timed before it begins, and `max_steps`
+            follows. Of a command line without a configuration it also decides the size of the encoder, and is 20 by
+            default.
         warmup_steps: steps of linear warm-up, or below 1 their fraction; a cosine to 0 follows.
         optim: optimizer.
         weight_decay: decay of weights; never of biases, norms, positions and leads.
@@ -148,6 +155,7 @@ class Run:
     gradient_accumulation_steps: Count = 1
     num_train_epochs: Positive = 100.0
     max_steps: Annotated[int, Within("[-1, inf)")] = -1
+    minutes: Positive | None = None
     warmup_steps: NotNegative = 0.05
     optim: Literal["adamw_torch", "sgd"] = "adamw_torch"
     weight_decay: NotNegative = 0.05
@@ -283,6 +291,13 @@ class Config:
         flat = flatten(self.to_dict())
         return {key: flat[key] for key, origin in self.origin.items() if origin in GIVEN and key in flat}
 
+    def named(self, data: str) -> None:
+        """Other data takes the place of that which was named; a folder that nobody gave is called by it."""
+        usual = folder_for(self.data.name, self.objective["name"])
+        self.data.name = data
+        if "output_dir" not in self.origin and self.run.output_dir == usual:
+            self.run.output_dir = folder_for(data, self.objective["name"])
+
     def build_modality(self):
         return build(MODALITIES[self.modality["name"]], without_name(self.modality), "modality.")
 
@@ -378,6 +393,8 @@ class Config:
             for part in path[:-1]:
                 into = into.setdefault(part, {})
             into[path[-1] if path else group], self.origin[key] = flat[key], origin
+        if self.origin.get("probe_data") == "chosen":  # it is the data's own labels, which may have moved
+            self.run.probe_data = self.data.name
 
     def check(self) -> "Config":
         """Refuse wrong values before anything heavy: build all but the data's part, without memory."""
@@ -413,20 +430,34 @@ def own_defaults(modality: str, objective: str) -> dict[str, Any]:
 
     It is what the shipped recipe of the two says of the objective and of views; measures of the data stay open.
     """
-    file = CONFIGS / f"{modality}_{objective}.yaml"
-    if not file.is_file():
-        return {}
-    recipe = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
+    recipe = shipped_recipe(modality, objective)
     known = defaults(MODALITIES[modality], "modality.") | defaults(OBJECTIVES[objective], "objective.")
     measures = {f"modality.{name}" for name in MODALITIES[modality].sizes}
     said = {key: value for key, value in recipe.items() if key in known and key not in measures}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
 
 
+@cache
+def shipped_recipe(modality: str, objective: str) -> dict[str, Any]:
+    """What the shipped recipe of the two says, by dotted name; nothing where there is none."""
+    file = CONFIGS / f"{modality}_{objective}.yaml"
+    return flatten(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
 def shipped(name: str | os.PathLike, suffix: str, folder: Path = CONFIGS) -> Path | None:
     """The shipped file of a name, which has no folder before it and may have the suffix; None where there is none."""
     file = folder / f"{os.fspath(name).removesuffix(suffix)}{suffix}"
     return file if file.parent == folder and file.is_file() else None
+
+
+def folder_for(data: str, objective: str) -> str:
+    """Where a run goes if nobody said: `runs/clothing-simclr` for `shared/clothing/train.parquet`."""
+    parts = [part for part in re.split(r"[/\\]", os.path.abspath(data) if data in (".", "..") else str(data)) if part]
+    parts = [re.sub(r"\.\w+$", "", part) if part == parts[-1] else part for part in parts]
+    while len(parts) > 1 and re.split(r"[^a-z]", parts[-1].lower())[0] in PARTS:
+        parts.pop()
+    name = re.sub(r"[^\w.-]+", "-", parts[-1] if parts else "").strip("-.")
+    return f"runs/{name or 'data'}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', objective.rpartition(':')[2])}"
 
 
 def without_name(group: dict[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,12 @@ FAMILIES: dict[str, Family] = {
 }
 # What a modality is trained as where nothing else is said.
 DEFAULTS = {"image": "vit", "audio": "audio-spectrogram-transformer", "text": "roberta-prelayernorm"}
+# A published encoder of each that little data may start from.
+PUBLISHED = {
+    "image": "facebook/dinov2-small",
+    "audio": "MIT/ast-finetuned-audioset-10-10-0.4593",
+    "text": "sentence-transformers/all-MiniLM-L6-v2",
+}
 
 
 def family_of(modality: str, name: str | None = None) -> Family:

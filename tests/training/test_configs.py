@@ -64,6 +64,8 @@ def test_its_head_says_what_it_is(file):
     text = "\n".join(head)
     assert "Shows:" in text and "Expected:" in text and f"--config configs/{file.name}" in text
     assert yaml.safe_load(file.read_text())
+    # A toy says so; what is of a size of use says what it takes.
+    assert "Size: " in text or "GFLOP" in text or file.stem.startswith("continue_")
 
 
 def test_there_is_one_for_each_cell_of_the_tables():

@@ -2,7 +2,8 @@
 
 import importlib
 
-NAMES = ("digits", "tones", "docstrings")
+MODALITY = {"digits": "image", "tones": "audio", "docstrings": "text"}  # of each set
+NAMES = tuple(MODALITY)
 
 
 def builtin(name: str):

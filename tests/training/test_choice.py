@@ -1,0 +1,215 @@
+"""The choice: what one word of data makes of sizes and recipe; that it keeps the user's word, and disturbs nothing."""
+
+import math
+
+import datasets
+import numpy as np
+import pytest
+import support
+import torch
+import yaml
+
+from triptych.encoders.encoder import PRESETS
+from triptych.modalities import MODALITIES
+from triptych.modalities.survey import Survey
+from triptych.training.choice import LADDER, options, warnings
+from triptych.training.command_line import from_command_line, read
+from triptych.training.errors import UserError
+from triptych.training.kinds import modality_in
+from triptych.training.settings import folder_for
+from triptych.training.trial import Trial
+
+CPU, GPU = 8e10, 5e13  # operations a second
+PICTURES = {side: {"side": side, "aspect": 1.0, "alike": 1.0, "channels": 3} for side in (8, 28, 64, 176, 512, 2000)}
+SOUNDS = {s: {"seconds": s, "most": s, "mean": s, "rate": 16_000} for s in (0.5, 1, 5, 30, 3600)}
+TEXTS = {t: {"tokens": t, "most": 2 * t, "mean": t, "whole": 1e4 * t} for t in (12, 60, 300, 100_000)}
+SETS = {"image": PICTURES, "audio": SOUNDS, "text": TEXTS}
+
+
+def chosen(modality: str, measures: dict, speed: float = CPU, minutes: float = 20, rows: int = 10_000, **given):
+    config = read({"modality.name": modality, "minutes": minutes, "data": "digits"} | given)
+    return options(config, Survey(rows, "", "", measures), speed)
+
+
+@pytest.mark.parametrize(("speed", "minutes"), [(CPU, 10), (CPU, 600), (GPU, 600)])
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_what_is_chosen_can_be_built_and_is_of_sane_size(modality, speed, minutes):
+    for size, measures in SETS[modality].items():
+        made = chosen(modality, measures, speed, minutes)
+        config = read({"modality.name": modality, **made, "max_steps": 1})
+        adapter = config.build_modality()
+        pieces = adapter.pieces_of(Survey(10_000, "", "", measures))
+        assert 12 <= pieces <= 512, (size, made)
+        if modality == "image" and size >= 28:
+            assert 36 <= pieces <= 200 and min(adapter.extent) <= size
+        assert (made["encoder.width"], made["encoder.depth"], made["encoder.heads"]) in LADDER
+        assert 2 <= made["per_device_train_batch_size"] <= 1024
+
+
+def test_more_work_makes_larger_encoders_more_pieces_and_lower_rates():
+    small, large, huge = (chosen("image", PICTURES[512], *s, rows=10**6) for s in ((CPU, 10), (CPU, 600), (GPU, 3000)))
+    sizes = [12 * m["encoder.width"] ** 2 * m["encoder.depth"] for m in (small, large, huge)]
+    assert sizes == sorted(set(sizes)) and sizes[0] < 1e6 and sizes[2] > 2e7
+    assert small["modality.image_size"] < huge["modality.image_size"] == 224
+    assert small["learning_rate"] > huge["learning_rate"]
+    assert small["per_device_train_batch_size"] < huge["per_device_train_batch_size"]
+    assert {rung for rung in PRESETS.values() if rung[0] > 192} <= set(LADDER)
+
+
+def test_little_data_makes_small_encoders_and_batches_and_is_said():
+    made = chosen("image", PICTURES[28], GPU, 6000, rows=30)
+    assert made["encoder.width"] == 128 and made["per_device_train_batch_size"] <= 7
+    config = read({"modality.name": "audio", "minutes": 20, "data": "tones"})
+    said = warnings(config, 30, Trial(1.0, 0))
+    assert said[0].startswith("30 samples, 20 minutes: too few") and "published encoder: --init_from MIT/ast" in said[0]
+    config.run.max_steps = 20
+    (short,) = warnings(config, 5000, Trial(60.0, 0))
+    assert short.startswith("20 steps are hardly enough") and "--minutes 330" in short
+    assert not warnings(read({"minutes": 20, "data": "digits"}), 5000, Trial(1.0, 0))
+
+
+@pytest.mark.parametrize(
+    ("modality", "given"),
+    [
+        ("image", {"modality.image_size": 96}),
+        ("image", {"modality.patch_size": 32}),
+        ("image", {"modality.channels": 1, "encoder.width": 96, "encoder.heads": 3}),
+        ("audio", {"modality.tile": [64, 2], "learning_rate": 0.1}),
+        ("audio", {"modality.seconds": 2.5, "objective": "mae"}),
+        ("audio", {"modality.mel_bins": 64, "per_device_train_batch_size": 8}),
+        ("text", {"modality.max_length": 99, "objective": "masked"}),
+        ("text", {"modality.vocab_size": 999, "encoder": "small"}),
+    ],
+)
+def test_what_is_given_is_kept_and_the_rest_fits_it(modality, given):
+    for measures in SETS[modality].values():
+        made = chosen(modality, measures, **given)
+        flat = set(given) | {f"{key}.name" for key in given}
+        assert not flat & made.keys()
+        assert not any(k.startswith("encoder") for k in made) or not any(k.startswith("encoder") for k in given)
+        read({"modality.name": modality, "max_steps": 1} | made | given).build_modality()
+
+
+def test_wide_pictures_have_wide_views():
+    wide = {"side": 128, "aspect": 4.0, "alike": 1.0, "channels": 1}
+    made = chosen("image", wide)
+    height, width = made["modality.image_size"]
+    assert width == 4 * height and made["modality.channels"] == 1
+    assert chosen("image", wide | {"aspect": 0.25})["modality.image_size"] == (width, height)
+    assert isinstance(chosen("image", wide | {"alike": 0.5})["modality.image_size"], int)
+
+
+# What a source is of.
+
+
+def test_the_modality_is_told_by_the_files(tmp_path):
+    def told(name):
+        return (modality_in(str(tmp_path / name)) or [None])[0]
+
+    support.write_pictures(tmp_path / "pictures" / "a", 3)
+    (tmp_path / "pictures" / "caption.txt").write_text("words")
+    for name in MODALITIES:
+        support.table_of(name).to_parquet(tmp_path / f"{name}.parquet")
+        support.table_of(name).save_to_disk(tmp_path / f"{name}_saved")
+        assert told(f"{name}.parquet") == told(f"{name}_saved") == name
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "a.FLAC").write_bytes(b"x")
+    (tmp_path / "names.csv").write_text("file,label\na/b.wav,dog\n")
+    (tmp_path / "words.csv").write_text("text,label\nhello there,1\n")
+    (tmp_path / "empty").mkdir()
+    found = {n: told(n) for n in ("pictures", "sounds", "names.csv", "words.csv", "empty", "nowhere")}
+    assert found == {
+        "pictures": "image",
+        "sounds": "audio",
+        "names.csv": "audio",
+        "words.csv": "text",
+        "empty": None,
+        "nowhere": None,
+    }
+    assert modality_in("tones")[0] == "audio"
+    config = from_command_line(["--data", str(tmp_path / "sounds"), "--modality.seconds", "3"])
+    assert config.modality["name"] == "audio" and config.origin["modality.name"] == "chosen"
+    # An option of another modality says more than the files do, and so does a name.
+    assert from_command_line(["--data", "tones", "--modality.image_size", "32"]).modality["name"] == "image"
+    assert from_command_line(["--data", "tones", "--modality", "text"]).modality["name"] == "text"
+
+
+def test_folders_are_called_by_the_data():
+    names = {
+        "shared/clothing/train.parquet": "clothing",
+        "my set/": "my-set",
+        "user/set": "set",
+        "a.csv": "a",
+        "(in memory)": "in-memory",
+        "data": "data",
+    }
+    assert {name: folder_for(name, "mae") for name in names} == {k: f"runs/{v}-mae" for k, v in names.items()}
+    assert from_command_line(["--data", "tones"]).run.output_dir == "runs/tones-simclr"
+
+
+def test_two_lengths_are_refused():
+    with pytest.raises(UserError, match="minutes 3 and max_steps both say how long"):
+        read({"minutes": 3, "max_steps": 5})
+    file = from_command_line(["--config", "image_mae", "--minutes", "3"])  # its epochs give way
+    assert file.run.minutes == 3 and file.objective["name"] == "mae"
+
+
+# A whole run.
+
+
+def run(argv: list[str]) -> None:
+    from triptych import train
+
+    train.main(argv)
+
+
+def test_one_word_is_enough_and_the_same_word_continues(launch, tmp_path):
+    """And the choice disturbs nothing: what it stored makes the same weights, bit for bit, when it is given."""
+    from safetensors.torch import load_file
+
+    random = np.random.default_rng(0)
+    cells = [{"bytes": support.picture(random, 20), "path": None} for _ in range(60)]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    datasets.Dataset.from_dict({"image": cells}, features=features).to_parquet(tmp_path / "small.parquet")
+    more = "--device cpu --report_to none --report false --logging_steps 1 --dataloader_num_workers 0".split()
+    word = [
+        "--data",
+        str(tmp_path / "small.parquet"),
+        "--minutes",
+        "0.02",
+        "--output_dir",
+        str(tmp_path / "run"),
+        *more,
+    ]
+    first = launch(run, 1, argv=word)
+    first.results()
+    said = first.output()
+    for wanted in ("60 rows: 20×20 px, in colour", "--modality.image_size", "--encoder.width 128", "--minutes 0.02"):
+        assert wanted in said
+    assert "60 samples, 0.02 minutes: too few" in said
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert stored["origin"]["max_steps"] == stored["origin"]["modality.image_size"] == "chosen"
+    assert stored["modality"]["image_size"] <= 20 and stored["max_steps"] >= 1
+    again = launch(run, 1, argv=word)
+    again.results()
+    assert "is finished" in again.output() and "chosen from" not in again.output()
+    given = {k: v for k, v in stored.items() if k not in ("origin", "minutes")} | {
+        "output_dir": str(tmp_path / "given")
+    }
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(given))
+    launch(run, 1, argv=["--config", str(tmp_path / "given.yaml")]).results()
+    one, other = (
+        load_file(next((tmp_path / name).glob("checkpoint-*")) / "model.safetensors") for name in ("run", "given")
+    )
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_ranks_are_told(launch, tmp_path):
+    support.table_of("text", 60).to_parquet(tmp_path / "text.parquet")
+    word = ["--data", str(tmp_path / "text.parquet"), "--minutes", "0.02", "--output_dir", str(tmp_path / "run")]
+    ended = launch(run, 2, argv=[*word, "--device", "cpu", "--report_to", "none", "--report", "false"])
+    ended.results()
+    assert ended.output().count("chosen from the data") == 1
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert stored["modality"]["name"] == "text" and stored["modality"]["max_length"] == 32
+    assert math.log2(stored["per_device_train_batch_size"]).is_integer()

@@ -1,0 +1,135 @@
+"""Kinds: which modality a source is of, by names of files and heads of tables; nothing is read, nothing imported.
+
+It is asked while arguments are parsed, where the options that there are depend on the modality.
+"""
+
+import json
+import os
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+from triptych.modalities import MODALITIES
+from triptych.training.builtin import MODALITY
+from triptych.training.files import TABLES, documentation_name, hidden
+
+HEAD = 2**16  # bytes of a table of lines that are looked at
+FILES = 20_000  # of a large folder these are enough
+
+
+def modality_in(name: str) -> tuple[str, str] | None:
+    """The modality of the data of that name, and what says so; None where that cannot be told from here."""
+    path = Path(os.path.expanduser(name))
+    if name in MODALITY:
+        return MODALITY[name], f"{name} is built in"
+    try:
+        if path.is_file():
+            found = _of_files([str(path)])
+        elif path.is_dir():
+            found = _of_saved(path) or _of_files(_below(path))
+        else:
+            return None
+    except (OSError, ValueError, zipfile.BadZipFile):  # said when it is read
+        return None
+    return found
+
+
+def _below(folder: Path) -> list[str]:
+    found = []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not hidden(f))
+        found += [os.path.join(where, f) for f in sorted(files) if not hidden(f) and not documentation_name(f)]
+        if len(found) > FILES:
+            break
+    return found[:FILES]
+
+
+def _of_files(paths: list[str]) -> tuple[str, str] | None:
+    counts: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    tables = []
+    for path in paths:
+        inside = [path]
+        if path.lower().endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:
+                inside = archive.namelist()[:FILES]
+        for name in inside:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in TABLES:
+                tables.append(name)
+            for modality, cls in MODALITIES.items():
+                if suffix in cls.suffixes:
+                    counts[modality] += 1
+                    kinds[suffix] += 1
+    if typed := next((found for t in tables[:8] if (found := _typed(t))), None):
+        return typed
+    if counts:
+        best = max(counts, key=counts.get)  # of equally many, such as pictures with captions, the first of the table
+        suffix = max((s for s in kinds if s in MODALITIES[best].suffixes), key=kinds.get)
+        return best, f"{counts[best]:,} files such as {suffix}"
+    return next((found for t in tables[:8] if (found := _lines(t))), None)
+
+
+def _of_saved(folder: Path) -> tuple[str, str] | None:
+    """A `save_to_disk` folder says what its columns are."""
+    found = sorted([*folder.glob("dataset_info.json"), *folder.glob("*/dataset_info.json")])
+    if not found or not ((folder / "dataset_dict.json").exists() or (folder / "state.json").exists()):
+        return None
+    return _of_features(json.loads(found[0].read_text(encoding="utf-8")).get("features") or {})
+
+
+def _of_features(features: dict) -> tuple[str, str] | None:
+    """By the types of columns, as `datasets` writes them."""
+    kinds = {
+        column: feature.get("dtype") if feature.get("_type") == "Value" else feature.get("_type")
+        for column, feature in features.items()
+        if isinstance(feature, dict)
+    }
+    for plain in (False, True):  # a column of type Image is no accident, one of strings may be
+        for modality, cls in MODALITIES.items():
+            if plain != ("string" in cls.features):
+                continue
+            if found := [column for column, kind in kinds.items() if kind in cls.features]:
+                return modality, f"column {found[0]!r} of type {kinds[found[0]]}"
+    return None
+
+
+def _typed(path: str) -> tuple[str, str] | None:
+    """Of a parquet or arrow file: by what `datasets` left in its head, else by its columns."""
+    kind = TABLES[os.path.splitext(path)[1].lower()]
+    if kind not in ("parquet", "arrow"):
+        return None
+    import pyarrow as pa
+
+    try:
+        if kind == "parquet":
+            import pyarrow.parquet as parquet
+
+            schema = parquet.read_schema(path)
+        else:
+            with pa.memory_map(path) as file:
+                try:
+                    schema = pa.ipc.open_stream(file).schema
+                except pa.ArrowInvalid:
+                    schema = pa.ipc.open_file(file).schema
+    except pa.ArrowException:
+        return None
+    said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features")
+    if said and (found := _of_features(said)):
+        return found
+    columns = {f.name: {"_type": "Value", "dtype": str(f.type)} for f in schema}
+    if any(pa.types.is_struct(f.type) or pa.types.is_binary(f.type) for f in schema):
+        return None  # bytes of some kind, which their names or the user must say
+    return _of_features(columns)
+
+
+def _lines(path: str) -> tuple[str, str] | None:
+    """Of a csv or JSON: it names files of a modality, or holds its samples as words."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD).decode("utf-8", "replace").lower()
+    for modality, cls in MODALITIES.items():
+        ends = [s for s in cls.suffixes if any(f"{s}{end}" in head for end in (",", '"', "\t", ";", "\n", "\r"))]
+        if ends and "string" not in cls.features:
+            return modality, f"{os.path.basename(path)} names files such as {ends[0]}"
+    words = next((m for m, cls in MODALITIES.items() if "string" in cls.features), None)
+    return (words, f"{os.path.basename(path)} is a table of words") if words else None
