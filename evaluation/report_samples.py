@@ -20,7 +20,8 @@ from triptych.training.loader import Samples, division, held_out
 from triptych.training.sources import Rows, word
 
 SEEN, ASKED, NEAR = 6, 12, 5  # samples whose views are shown; whose neighbours are; neighbours
-LEAST, MOST, SECONDS = 64, 400, 30.0  # samples of the map, as many as are encoded in so long
+LEAST, MOST, SECONDS = 64, 400, 30.0  # rows of the map, as many as are encoded in so long
+SAMPLES = 4000  # windows that these are at most, if they are more than a dozen rows
 SIDE, LARGE, PLAYED = (
     40,
     224,
@@ -196,6 +197,7 @@ def evaluation(modality, cell: Any) -> View | None:
 def encoded(backbone: Backbone, rows: Rows):
     """Unit vectors `[n d]` of as many rows as time allows, what they look like, and their labels."""
     index = some(len(rows), MOST)
+    index = index[: affordable(rows.select(index))]
     began = time.monotonic()
     parts = [extract(backbone, rows.select(index[:LEAST]), workers=0)]
     each = (time.monotonic() - began) / min(LEAST, len(index))
@@ -211,6 +213,15 @@ def encoded(backbone: Backbone, rows: Rows):
     with torch.no_grad():
         looks = [backbone.modality.exhibit(views[n])[0] for n in keep]
     return x[keep], looks, labels_of(rows, row[keep])
+
+
+def affordable(rows: Rows) -> int:
+    """How many rows there is time for: long recordings and texts are many samples each."""
+    table = rows.modality.samples(rows.table, rows.column)
+    if "source_row" not in table.column_names:
+        return len(rows)
+    samples = np.bincount(table["source_row"], minlength=len(rows)).cumsum()
+    return max(ASKED, int(np.searchsorted(samples, SAMPLES, side="right")))
 
 
 def labels_of(rows: Rows, index: np.ndarray) -> list[str]:

@@ -29,7 +29,7 @@ def groups_of(rows: Rows, what: str) -> np.ndarray | None:
         if all(path is None or recording(path) == path for path in paths):
             return None
         return np.array([recording(path or UNKNOWN) for path in paths])
-    if rows.group in rows.table.column_names:
+    if rows.group in rows.table.column_names and rows.group != rows.column:
         named = [None if v is None or v != v else str(v).strip() for v in rows.table[rows.group][:]]
     else:
         named = _by_path(rows)

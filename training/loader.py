@@ -19,6 +19,7 @@ from triptych.training.signals import deaf
 from triptych.training.sources import Rows, print_once
 
 HELD = 0x0E7A
+DRAWN = 10_000  # samples that are drawn to replace one
 OTHER, MIXED = 0x07E4, 100  # keeps the other sample apart from what else a seed is used for; how many are tried
 
 
@@ -115,21 +116,11 @@ class Samples(Dataset):
         cells = self.table[[i for _, i in batch]][self.column]
         made, bad, used, beyond = [], {}, [], {}
         for (epoch, row), cell in zip(batch, cells, strict=True):
-            seed = mix(self.seed, epoch + 1, row)
-            for attempt in range(1, self.max_bad + 12):
-                try:
-                    views, share = self._views(cell, seed)
-                    made.append(views)
-                    if share:
-                        beyond[int(self.numbers[row])] = (name_of(cell), share)
-                    used.append(row)
-                    break
-                except BadSample as error:
-                    bad[int(self.numbers[row])] = (name_of(cell), str(error))
-                    row = mix(row, attempt) % len(self.table)
-                    cell = self.table[row][self.column]
-            else:
-                raise UserError(f"no usable sample in {attempt} tries; the last: {bad.popitem()[1]}")
+            row, cell, (views, share) = self._usable(row, cell, mix(self.seed, epoch + 1, row), bad)
+            made.append(views)
+            used.append(row)
+            if share:
+                beyond[int(self.numbers[row])] = (name_of(cell), share)
         seeds = torch.tensor([mix(self.seed, epoch + 1, row) for epoch, row in batch])
         row = torch.tensor(used)
         views = [self.modality.collate([m[v] for m in made], seeds) for v in range(len(self.views))]
@@ -137,6 +128,23 @@ class Samples(Dataset):
         recording = torch.from_numpy(self.numbers)[row]
         views = [v.replace(row=row, identity=recording if v.identity is None else v.identity) for v in views]
         return {"views": views, "bad": bad, "beyond": beyond}
+
+    def _usable(self, row: int, cell: Any, seed: int, bad: dict[int, tuple[str, str]]):
+        """The sample, or the one in its place, and what `_views` makes of it. Unusable ones go into `bad`."""
+        lost: set[int] = set()  # recordings that it was not to be had from; a broken one has many windows
+        for attempt in range(1, DRAWN):
+            number = int(self.numbers[row])
+            try:
+                if number not in lost:
+                    return row, cell, self._views(cell, seed)
+            except BadSample as error:
+                bad[number] = (name_of(cell), str(error))
+                lost.add(number)
+            if len(lost) > self.max_bad + 10:
+                break
+            row = mix(row, attempt) % len(self.table)
+            cell = self.table[row][self.column]
+        raise UserError(f"no usable sample in {attempt} tries; the last: {bad.popitem()[1]}")
 
     def _views(self, cell: Any, seed: int) -> tuple[list[dict[str, Tensor]], float]:
         """The views of a sample, and which share of its values was clipped."""

@@ -54,6 +54,7 @@ from triptych.training.tables import (
     plain,
     points,
     read_files,
+    say,
     whole,
 )
 
@@ -123,12 +124,19 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
     column, why = column_of(table, data, modality, source)
     times = times_of(table.column_names) if modality.segments and holds_text(table.features[column]) else None
     table, more = cells_of(table, column, modality, source, split)
-    if times and data.segments is not False:
+    cut = bool(times) and data.segments is not False
+    if cut:
         table, more = cut_out(table, column, times, source), ", segments"
     table = whole(table, column, modality, data, source)
     label = data.label_column or label_of(table)
     table = labels_joined(table, label)
-    return Rows(table, column, label, source.name, modality, source.root, data.group), f"{column!r} ({why}{more})"
+    rows = Rows(table, column, label, source.name, modality, source.root, data.group)
+    if (cut or data.segments) and data.group is None:
+        if len(np.unique(rows.recordings())) > 1:
+            rows.group = "file"  # segments of one recording are on one side
+        else:
+            say(source, "all segments are of one recording: what is judged is not apart from what is learned from")
+    return rows, f"{column!r} ({why}{more})"
 
 
 def load(data: Data, modality: Modality, split: str | None = None) -> Rows:

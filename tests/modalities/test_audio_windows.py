@@ -6,11 +6,12 @@ import pytest
 import torch
 from support import encoded, tone
 
-from triptych.modalities import EVALUATION
+from triptych.modalities import EVALUATION, ViewSpec
 from triptych.modalities.audio import Audio
 from triptych.modalities.audio_file import RATE, Clip
 from triptych.modalities.audio_windows import windows_of
 from triptych.modalities.base import NoSamples, recording, segment, span_of
+from triptych.training.loader import Samples
 
 
 def table(sources: list[bytes], **columns):
@@ -123,3 +124,18 @@ def test_names_of_segments():
         span_of({"bytes": b"", "path": None}) is None is span_of("plain.wav") and recording("plain.wav") == "plain.wav"
     )
     assert span_of(segment("x", (1e-5, 1e6))) == (1e-5, 1e6)
+
+
+def test_a_recording_that_breaks_off_is_one_bad_sample():
+    """Whichever of its windows are asked for; those before the break are used. Replacements do not run out on it."""
+    modality = Audio(seconds=0.2, tile=(128, 2), mean=0.0, std=1.0)
+    whole = encoded(np.random.default_rng(0).standard_normal(40 * RATE) / 10, format="FLAC")
+    rows = table([whole[: len(whole) // 40], *(noise(4_000) for _ in range(3))])
+    made = modality.samples(rows, "audio")
+    samples = Samples(made, "audio", modality, (ViewSpec(),), 0, 0, made["source_row"])
+    last = len(made) - 1
+    found = samples.__getitems__([(0, i) for i in (0, 100, 120, last)])
+    assert found["bad"].keys() == {0} and "its header promises" in found["bad"][0][1]
+    row = found["views"][0].row.tolist()
+    assert row[0] == 0 and row[3] == last and {made["source_row"][i] for i in row[1:3]} <= {1, 2, 3}
+    assert found["views"][0].identity.tolist() == [made["source_row"][i] for i in row]

@@ -6,10 +6,12 @@ from finished import finished
 from support import encoded
 
 from triptych import embed
+from triptych.evaluation.labels import splits
 from triptych.modalities import Audio
-from triptych.modalities.base import segment
+from triptych.modalities.base import recording, segment
 from triptych.training.errors import UserError
-from triptych.training.loader import Samples, division
+from triptych.training.groups import groups_of
+from triptych.training.loader import Samples, division, held_out
 from triptych.training.settings import Data
 from triptych.training.sources import find, judged, load, relative
 
@@ -104,6 +106,20 @@ def test_a_table_that_is_named_is_rows_of_segments(tmp_path, capsys):
     assert "rows are segments of recordings, by the seconds in start and end" in said
     assert "2 of 8 rows have no seconds of any length" in said
     assert len(load(Data(name=str(tmp_path / "marks.csv"), segments=False), MODALITY)) == 8
+
+
+@pytest.mark.parametrize("name", ["", "marks.csv"])
+def test_a_recording_is_on_one_side_of_the_probe(name, tmp_path):
+    recordings(tmp_path, 5)
+    lines = [f"r{i}.wav,{t / 4},{t / 4 + 0.2},{'ab'[(i + t) % 2]}" for i in range(5) for t in range(4)]
+    (tmp_path / "marks.csv").write_text("\n".join(["file,start,end,label", *lines]))
+    found = splits(Data(name=str(tmp_path / name)), MODALITY, "train", None, 100)
+    learn, judge = ({recording(path) for path in rows.paths()} for rows in (found.learn, found.judge))
+    assert len(learn) == 4 and len(judge) == 1 and not learn & judge
+    assert len(found.learn) == 16 and len(found.judge) == 4
+    rows = load(Data(name=str(tmp_path / "marks.csv")), MODALITY)
+    training, held = held_out(len(rows), 0.5, groups_of(rows, "to train on"))
+    assert {i // 4 for i in training}.isdisjoint({i // 4 for i in held})
 
 
 def test_segments_that_nobody_marked_are_refused(tmp_path):
