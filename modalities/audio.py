@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych.modalities.audio_file import RATE, Clip, encoded
-from triptych.modalities.audio_windows import Windows, audible, over, windows_of
-from triptych.modalities.base import BadSample, Grid, NoSamples, bytes_or_path, span_of
+from triptych.modalities.audio_windows import Recordings
+from triptych.modalities.base import BadSample
 from triptych.modalities.domains import Each, NotNegative, Part, Positive, Probability, Within
 from triptych.modalities.exhibit import Exhibit, Seen
 from triptych.modalities.filterbank import Framing, before, filterbank, framing, interpolated
@@ -27,7 +27,7 @@ VIEW, MIX = 1, 2  # what a view's random numbers are for
 SHADES = 2.5  # deviations on either side of the mean that are told apart where a spectrogram is shown
 
 
-class Audio(Grid):
+class Audio(Recordings):
     """Sound of any kind that libsndfile reads, mixed down, at one rate, as tiles of a log-mel spectrogram.
 
     The front end is `ASTFeatureExtractor`'s. A recording that is longer than the window is cut into windows: every
@@ -178,7 +178,7 @@ class Audio(Grid):
         for i in tried:
             try:
                 clip = self.read(rows[int(i)][column])
-                for start in self._spread(clip.length, FITTED // len(tried)):
+                for start in self.spread(clip.length, FITTED // len(tried)):
                     view = self.padded(clip.window(start, self.window), self.window)
                     values = filterbank(view["data"][None], self.mel_bins, self.rate)
                     values = values[0, : view["valid_frames"]].double()
@@ -205,55 +205,6 @@ class Audio(Grid):
     def trained(self) -> str:
         tile = "×".join(map(str, self.tile))
         return f"windows of {lasting(self.seconds)} at {self.rate:,} Hz, {math.prod(self.grid)} pieces of {tile}"
-
-    def _spread(self, length: int, most: int) -> list[int]:
-        """Where some windows of a recording begin, in its middle and evenly around it."""
-        count = min(most, len(windows_of(length, self.window)))
-        return [max(0, length - self.window) * (number + 1) // (count + 1) for number in range(count)]
-
-    def starts(self, rows, column: str) -> tuple[list[list[int]], str | None]:
-        lengths = self._lengths(rows, column)
-        every = [windows_of(length, self.window, self.hop) for length in lengths]
-        kept = every if self.silence is None else list(over(rows, column, self._audible, every))
-        count, left = sum(map(len, every)), sum(map(len, every)) - sum(map(len, kept))
-        if count == len(rows) and not left:
-            return kept, None
-        hours = sum(lengths) / self.rate / 3600
-        silent = f", {left:,} of which are silent and left out" if self.silence is not None else ""
-        return kept, f"{hours:.3g} hours of sound in {count:,} windows of {self.window / self.rate:.4g} s{silent}"
-
-    def samples(self, rows, column: str, starts: list[list[int]] | None = None):
-        """Windows of the rows (`Windows`), or the rows themselves where none is longer than a window.
-
-        Without `starts` windows follow each other, and none is left out.
-        """
-        if starts is None:
-            starts = [windows_of(length, self.window) for length in self._lengths(rows, column)]
-        if all(some == [0] for some in starts):
-            return rows
-        if not any(starts):
-            raise NoSamples(f"column {column!r}: none of {len(rows)} rows has any sound (modality.silence)")
-        return Windows.of(rows, column, starts)
-
-    def _lengths(self, rows, column: str) -> list[int]:
-        """Samples that the header of each row promises."""
-        return list(over(rows, column, self._length))
-
-    def _length(self, cell: Any) -> int:
-        try:
-            return self._clip(cell, 0).length
-        except BadSample:  # said when it is its turn
-            return 0
-
-    def _audible(self, cell: Any, starts: list[int]) -> list[int]:
-        try:
-            return audible(self.read(cell), starts, self.window, self.silence)
-        except BadSample:
-            return starts
-
-    def _clip(self, cell: Any, window: int) -> Clip:
-        start = cell.get("start") if isinstance(cell, dict) else None
-        return Clip(bytes_or_path(cell), window, self.rate, span_of(cell), start)
 
     def processor(self):
         from transformers import ASTFeatureExtractor
@@ -293,14 +244,6 @@ class Audio(Grid):
         if not (isinstance(value, tuple) and len(value) == 2):
             raise ValueError("a sound is a file, or a wave with its rate: (wave, 16000)")
         return {"bytes": encoded(*value), "path": None}
-
-    def read(self, value) -> Clip:
-        """`{"bytes", "path"}` or a path -> a clip. No more than one window of it is decoded, now or later.
-
-        A path may name a segment (`base.segment`). With `start` in the cell, as `samples` makes them, the clip is one
-        window.
-        """
-        return self._clip(value, self.window)
 
     def describe(self, cell) -> str:
         clip = self.read(cell)

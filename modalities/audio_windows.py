@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from triptych.modalities.audio_file import Clip
+from triptych.modalities.base import BadSample, Grid, NoSamples, bytes_or_path, span_of
 
 THREADS, READ = 8, 64  # that look into files, which is mostly waiting; rows that they are given at once
 
@@ -63,6 +64,75 @@ class Windows:
         made[self.column] = [c and c | {"start": s} for c, s in zip(made[self.column], starts, strict=True)]
         made["source_row"] = self.source[index].ravel().tolist()
         return made if index.ndim else {name: values[0] for name, values in made.items()}
+
+
+class Recordings(Grid):
+    """What is the same for all sounds: rows that are longer than a window are cut into windows.
+
+    Subclasses set `window`, `hop` and `rate` (samples), and `silence` (dB, or None).
+    """
+
+    window: int
+    hop: int
+    rate: int
+    silence: float | None
+
+    def read(self, value) -> Clip:
+        """`{"bytes", "path"}` or a path -> a clip. No more than one window of it is decoded, now or later.
+
+        A path may name a segment (`base.segment`). With `start` in the cell, as `samples` makes them, the clip is one
+        window.
+        """
+        return self._clip(value, self.window)
+
+    def spread(self, length: int, most: int) -> list[int]:
+        """Where some windows of a recording begin, in its middle and evenly around it."""
+        count = min(most, len(windows_of(length, self.window)))
+        return [max(0, length - self.window) * (number + 1) // (count + 1) for number in range(count)]
+
+    def starts(self, rows, column: str) -> tuple[list[list[int]], str | None]:
+        lengths = self._lengths(rows, column)
+        every = [windows_of(length, self.window, self.hop) for length in lengths]
+        kept = every if self.silence is None else list(over(rows, column, self._audible, every))
+        count, left = sum(map(len, every)), sum(map(len, every)) - sum(map(len, kept))
+        if count == len(rows) and not left:
+            return kept, None
+        hours = sum(lengths) / self.rate / 3600
+        silent = f", {left:,} of which are silent and left out" if self.silence is not None else ""
+        return kept, f"{hours:.3g} hours of sound in {count:,} windows of {self.window / self.rate:.4g} s{silent}"
+
+    def samples(self, rows, column: str, starts: list[list[int]] | None = None):
+        """Windows of the rows (`Windows`), or the rows themselves where none is longer than a window.
+
+        Without `starts` windows follow each other, and none is left out.
+        """
+        if starts is None:
+            starts = [windows_of(length, self.window) for length in self._lengths(rows, column)]
+        if all(some == [0] for some in starts):
+            return rows
+        if not any(starts):
+            raise NoSamples(f"column {column!r}: none of {len(rows)} rows has any sound (modality.silence)")
+        return Windows.of(rows, column, starts)
+
+    def _lengths(self, rows, column: str) -> list[int]:
+        """Samples that the header of each row promises."""
+        return list(over(rows, column, self._length))
+
+    def _length(self, cell: Any) -> int:
+        try:
+            return self._clip(cell, 0).length
+        except BadSample:  # said when it is its turn
+            return 0
+
+    def _audible(self, cell: Any, starts: list[int]) -> list[int]:
+        try:
+            return audible(self.read(cell), starts, self.window, self.silence)
+        except BadSample:
+            return starts
+
+    def _clip(self, cell: Any, window: int) -> Clip:
+        start = cell.get("start") if isinstance(cell, dict) else None
+        return Clip(bytes_or_path(cell), window, self.rate, span_of(cell), start)
 
 
 def over(rows, column: str, work: Callable, *beside: Iterable) -> Iterator[Any]:
