@@ -26,12 +26,13 @@ from triptych.modalities.image_file import (
     from_array,
     is_grey,
     is_plain,
+    of_eight_bits,
     opened,
     orientation,
     read_raw,
     small_jpeg,
 )
-from triptych.modalities.image_levels import WHOLE, Levels, Looked, levels
+from triptych.modalities.image_levels import OPTION, WHOLE, Levels, Looked, levels
 from triptych.modalities.image_processor import evaluation_view, padded, processor_of
 from triptych.modalities.image_views import AUGMENTATIONS, LUMA, crop, cut_out, distort, flipped, warped
 from triptych.modalities.sizes import colours, look_at_pictures, picture_sizes
@@ -205,21 +206,19 @@ class Image(Grid):
 
     def fit(self, rows, column: str) -> str | None:
         """Of sets with more than 8 bits, or other channels: one range for all, mean and deviation; says which."""
+        cells = [rows[int(i)][column] for i in np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows)))]
+        if not self.arrays and all(self._tried(of_eight_bits, cell) in (None, True) for cell in cells):
+            return None  # found by their heads
         looked = Looked()
-        for i in np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int):
-            try:
-                looked.add(self._raw(*content(rows[int(i)][column])))
-            except NoReader as error:
-                raise ValueError(str(error)) from error
-            except Exception:  # the loader will count and name it
-                continue
+        for cell in cells:
+            if (raw := self._tried(self._raw, cell)) is not None:
+                looked.add(raw)
         said = []
         for kind in looked.deep:
-            name = {"integers": "value_range", "floats": "float_range"}[kind]
-            given = getattr(self, name) is not None
+            given = getattr(self, OPTION[kind]) is not None
             if not given and self.percentiles is None:
-                setattr(self, name, looked.range(kind))
-            said.append(f"{looked.describe(kind)}: {self._of_range(kind, given, looked)}")
+                setattr(self, OPTION[kind], looked.range(kind))
+            said.append(looked.describe(kind, self.ranges[kind], given, self.percentiles))
         if not self.arrays:
             return None
         if said and "bytes" in looked.count:
@@ -233,19 +232,15 @@ class Image(Grid):
             said.append("mean {}, deviation {} of 0 to 1 (modality.mean, modality.std)".format(*values))
         return f"of {sum(looked.count.values())} pictures looked at, " + "; ".join(said) if said else None
 
-    def _of_range(self, kind: str, given: bool, looked: Looked) -> str:
-        """What is done with the values of that kind, in words."""
-        if self.percentiles is not None:
-            low, high = self.percentiles
-            return f"percentiles {low:g} and {high:g} of each are its black and white (modality.percentiles)"
-        (low, high), name = self.ranges[kind], {"integers": "value_range", "floats": "float_range"}[kind]
-        said = f"{low:g} is black and {high:g} white in all (modality.{name})"
-        if given and (beyond := looked.beyond(kind, low, high)):
-            return f"{said}; {beyond:.2g} of their values are beyond, and clipped"
-        bulk = looked.bulk(kind)
-        if not given and low < bulk < low + (high - low) / 4:
-            return f"{said}; 999 of 1,000 values are at most {bulk:g}: a narrower range would show them finer"
-        return said
+    @staticmethod
+    def _tried(look, cell: Any):
+        """What is made of the file of a cell; None if it cannot be read: the loader will count and name it."""
+        try:
+            return look(*content(cell))
+        except NoReader as error:
+            raise ValueError(str(error)) from error
+        except Exception:
+            return None
 
     def _raw(self, source: Any, name: str):
         return read_raw(source, name, self.channels, self.pages, self.max_pixels)

@@ -50,6 +50,19 @@ def is_plain(source: Any, name: str) -> bool:
     return not dicom and not source.startswith(NUMPY)
 
 
+def of_eight_bits(source: Any, name: str) -> bool:
+    """Whether a file is surely one of 8 bits in at most four channels, by its head alone."""
+    if not is_plain(source, name) or isinstance(source, bytes) and (source.startswith(TIFF) or is_deep_png(source)):
+        return False
+    with without_limits():
+        return depth(as_picture(source)) is None
+
+
+def is_deep_png(source: bytes) -> bool:
+    """Whether it is a PNG of 16 bits in RGB or RGBA, of which Pillow gives 8."""
+    return source.startswith(PNG) and source[24] == 16 and source[25] in (2, 6)
+
+
 def content(value: Any) -> tuple[Any, str]:
     """A cell -> the bytes of its file, or a PIL picture, and a name."""
     found = bytes_or_path(value)
@@ -200,7 +213,7 @@ def deeper(source: Any, channels: int, max_pixels: int) -> np.ndarray | None:
         return None
     if source.startswith(TIFF):
         return page_of(source, max_pixels)
-    if not source.startswith(PNG) or source[24] != 16 or source[25] not in (2, 6):  # bits; RGB, RGBA
+    if not is_deep_png(source):
         return None
     from torchvision.io import ImageReadMode, decode_png
 
@@ -228,7 +241,23 @@ def page_of(source: bytes, max_pixels: int) -> np.ndarray | None:
 
 @contextmanager
 def opened(source: Any, max_pixels: int):
-    """A decoded picture, or its bytes or path -> the decoded picture. Pillow's own limits give way to ours."""
+    """A PIL picture, or the bytes of its file -> the decoded picture."""
+    with without_limits():
+        picture = as_picture(source)
+        check_size(picture.width, picture.height, max_pixels)
+        picture.load()
+        yield picture
+
+
+def as_picture(source: Any):
+    from PIL import Image as pillow
+
+    return source if isinstance(source, pillow.Image) else pillow.open(io.BytesIO(source))
+
+
+@contextmanager
+def without_limits():
+    """Within, Pillow's own limits give way to ours."""
     from PIL import Image as pillow
     from PIL import PngImagePlugin as png
 
@@ -236,11 +265,7 @@ def opened(source: Any, max_pixels: int):
     # A good picture may carry a large profile, or the prompt and workflow that it was made with.
     pillow.MAX_IMAGE_PIXELS, png.MAX_TEXT_CHUNK, png.MAX_TEXT_MEMORY = None, 2**26, 2**28
     try:
-        if not isinstance(source, pillow.Image):
-            source = pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        check_size(source.width, source.height, max_pixels)
-        source.load()
-        yield source
+        yield
     finally:
         pillow.MAX_IMAGE_PIXELS, png.MAX_TEXT_CHUNK, png.MAX_TEXT_MEMORY = limits
 

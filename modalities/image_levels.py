@@ -20,6 +20,7 @@ Range = tuple[float, float]
 BITS = (8, 10, 12, 14, 16)  # that a set of integers may have
 HOUNSFIELD = (-1024.0, 3071.0)  # the range of 12 bits of a CT
 AIR = (-4096.0, -900.0)  # where the least value of a CT lies: air is -1000, what is outside of the bore is less
+OPTION = {"integers": "value_range", "floats": "float_range"}  # by the kind of a picture
 WHOLE = {"integers": (0.0, 2.0**16 - 1), "floats": (0.0, 1.0)}  # where no row says more
 KEPT = 2**16  # values a channel of a picture from which mean and deviation are taken
 MUCH = 0.5  # share of values beyond the range from which on nothing is left of a picture
@@ -66,10 +67,9 @@ def levels(raw: Raw, channels: int, ranges: dict[str, Range], percentiles: Range
             least, most = values.min(), values.max()
             beyond = float(((values < low) | (values > high)).mean()) if least < low or most > high else 0.0
         if beyond > MUCH:
-            name = {"integers": "value_range", "floats": "float_range"}[raw.kind]
             raise BadSample(
                 f"values {least:g} to {most:g}, beyond the range {low:g} to {high:g}: give a wider one, "
-                f"--modality.{name}"
+                f"--modality.{OPTION[raw.kind]}"
             )
         wide = np.float32 if values.dtype in (np.uint16, np.int16, np.float32) else np.float64  # that holds them
         share = values.astype(wide)
@@ -131,10 +131,20 @@ class Looked:
         """Kinds of more than 8 bits."""
         return [kind for kind in WHOLE if kind in self.count]
 
-    def describe(self, kind: str) -> str:
-        """How many there are, and their values, in words."""
+    def describe(self, kind: str, chosen: Range, given: bool, percentiles: Range | None) -> str:
+        """How many there are, their values, and what is done with them, in words."""
         what = "integers of more than 8 bits" if kind == "integers" else "floats"
-        return f"{self.count[kind]} of {what}, {self.least[kind]:g} to {self.most[kind]:g}"
+        said = f"{self.count[kind]} of {what}, {self.least[kind]:g} to {self.most[kind]:g}: "
+        if percentiles is not None:
+            return said + "percentiles {:g} and {:g} of each are its black and white".format(*percentiles)
+        low, high = chosen
+        said += f"{low:g} is black and {high:g} white in all (modality.{OPTION[kind]})"
+        if given and (beyond := self.beyond(kind, low, high)):
+            return f"{said}; {beyond:.2g} of their values are beyond, and clipped"
+        bulk = self.bulk(kind)
+        if not given and low < bulk < low + (high - low) / 4:
+            return f"{said}; 999 of 1,000 values are at most {bulk:g}: give a narrower range if more is a marker or a fault"
+        return said
 
     def bulk(self, kind: str) -> float:
         """What 999 of 1,000 values are at most."""

@@ -57,6 +57,13 @@ def test_8_bits_stay_0_to_255_in_a_mixed_set_and_alone_are_bytes():
     np.testing.assert_array_equal(mixed.read(cell(ramp)).values[0], ramp / np.float32(255))
 
 
+def test_rows_of_8_bits_are_not_decoded_to_be_looked_at(monkeypatch):
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    monkeypatch.setattr(Image, "_raw", None)
+    for made in (ramp, np.stack([ramp] * 3, 2), np.stack([ramp] * 4, 2)):
+        assert Image(16, 4).fit([{"image": cell(made)}, {"image": {"bytes": b"none", "path": None}}], "image") is None
+
+
 def test_what_the_range_leaves_unseen_is_said():
     text = [{"image": cell(np.where(np.arange(4096).reshape(64, 64) < 2, 65535, FAINT).astype(np.uint16))}]
     image = Image(64, 16, channels=1)
