@@ -143,7 +143,7 @@ class Looked:
             return f"{said}; {beyond:.2g} of their values are beyond, and clipped"
         bulk = self.bulk(kind)
         if not given and low < bulk < low + (high - low) / 4:
-            return f"{said}; 999 of 1,000 values are at most {bulk:g}: give a narrower range if more is a marker or a fault"
+            return f"{said}; 999 of 1,000 values are at most {bulk:g}; narrow the range if more is a marker"
         return said
 
     def bulk(self, kind: str) -> float:
