@@ -115,7 +115,8 @@ class Modality:
     def sized(self, survey: Survey, pieces: float, given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
         """Settings, of those that are not `given`, that suit such data, at most so many pieces a sample (about).
 
-        `usual` are the sizes of the objective's shipped recipe.
+        `usual` are the sizes of the objective's shipped recipe. `objective.scale` says which part of a sample a view
+        keeps, of objectives that compare views.
         """
         return {}
 

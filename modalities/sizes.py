@@ -14,7 +14,7 @@ import numpy as np
 from triptych.modalities.audio_file import RATE, Clip
 from triptych.modalities.base import bytes_or_path, span_of
 from triptych.modalities.filterbank import framing
-from triptych.modalities.survey import Survey, spread
+from triptych.modalities.survey import Survey, few, spread
 
 PATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16)  # sides of a patch, in pixels
 LEAST, ALONG = 7, (8, 14)  # patches that a side should have; along the shorter side for least and most work
@@ -23,7 +23,6 @@ COLUMNS = (4, 8, 16)  # frames of a tile of all mel bins: full-height columns le
 LONGEST = 10.0  # seconds of a window
 LENGTHS = (32, 512)  # tokens of a window, least and most
 CHARACTERS = 4.0  # of a token, about: byte-level BPE of 8,192 words on English
-FEW = 1000  # sounds
 LOOKED = {"pictures": 64, "sounds": 256, "heard": 16, "texts": 512}  # rows
 
 
@@ -155,11 +154,11 @@ def sound_sizes(survey: Survey, pieces: float, given: dict[str, Any]) -> dict[st
     below the untrained one, since both are most of what tells such sounds apart.
     """
     measures = survey.measures
-    made: dict[str, Any] = dict.fromkeys(("gain", "frequency_scale", "stretch"), 0.0) if survey.rows < FEW else {}
-    made = {key: value for key, value in made.items() if key not in given}
     seconds = given.get("seconds") or min(LONGEST, max(0.25, math.ceil(measures["most"] * 20) / 20))
-    if "seconds" not in given:
-        made["seconds"] = seconds
+    made: dict[str, Any] = {} if "seconds" in given else {"seconds": seconds}
+    if few(survey.rows, survey.rows * max(1.0, measures["mean"] / seconds)):
+        made |= {key: 0.0 for key in ("gain", "frequency_scale", "stretch") if key not in given}
+        made["objective.scale"] = (0.3, 0.6)  # or two views would be trivially alike
     tile = given.get("tile")
     bins = given.get("mel_bins") or (tile[0] if tile and 128 % tile[0] else 64 if measures["rate"] < RATE else 128)
     if "mel_bins" not in given:
@@ -200,5 +199,6 @@ def text_sizes(measures: dict[str, float], pieces: float, given: dict[str, Any],
             min(max(LENGTHS[0], wanted), most, LENGTHS[1], given.get("max_positions") or LENGTHS[1])
         )
     if "vocab_size" not in given and "tokenizer" not in given:
-        made["vocab_size"] = 32_768 if measures["whole"] > 1e8 else usual.get("vocab_size", 8192)
+        large = measures["whole"] > 1e8 and pieces >= 128
+        made["vocab_size"] = 32_768 if large else usual.get("vocab_size", 8192)
     return made

@@ -25,3 +25,11 @@ class Survey:
 def spread(count: int, most: int) -> list[int]:
     """Up to `most` row numbers, evenly over all."""
     return np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
+
+
+FEW = 1000
+
+
+def few(rows: int, samples: float) -> bool:
+    """Whether little can be learned from them alone. Windows of one recording are alike: the geometric mean counts."""
+    return rows * samples < FEW**2

@@ -144,7 +144,7 @@ class Text(Modality):
 
     def trained(self) -> str:
         words = len(self.tokenizer) if self.tokenizer is not None else self.vocab_size or 8192
-        return f"windows of {self.max_length} tokens, of {words:,}"
+        return f"windows of {self.max_length} tokens, of {words:,} words"
 
     def processor(self):
         if self.tokenizer is None:

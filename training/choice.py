@@ -18,7 +18,7 @@ import torch
 
 from triptych.encoders.native import PUBLISHED
 from triptych.modalities import MODALITIES
-from triptych.modalities.survey import Survey
+from triptych.modalities.survey import Survey, few
 from triptych.training import memory
 from triptych.training.command_line import read, unfold
 from triptych.training.engine import pick_device
@@ -36,7 +36,7 @@ BATCHES = ((0, 1), (4e6, 2), (2e7, 4), (8e7, 8))  # parameters from which on the
 TRAINED = 0.93  # of the minutes are steps; the rest reads, looks, evaluates and writes
 EPOCHS = 100  # at most: what is seen more often is learned by heart
 JUDGED = 5  # minutes from which on the data's own labels, where it has some, judge the encoder beside its start
-FEW, SHORT = 1000, 300  # samples and steps below which little can be learned from nothing
+SHORT = 300  # steps below which little can be learned from nothing
 NAMES = ("modality.name", "objective.name", "minutes")  # chosen while arguments are parsed
 
 
@@ -108,7 +108,10 @@ def options(config: Config, survey: Survey, speed: float | None, ranks: int = 1)
         pieces = PER_PARAMETER * ideal / (SAMPLES * VIEWS)
     default = config.build_modality()
     sizes = default.sized(survey, pieces if speed is not None else 200, of_modality(given), of_modality(usual))
+    scale = sizes.pop("objective.scale", None)
     made = {f"modality.{key}": value for key, value in sizes.items()}
+    if scale and "objective.scale" in usual.keys() - given.keys() and "objective.mask.ratio" not in usual:
+        made["objective.scale"] = scale
     if speed is None:
         return made
     modality = MODALITIES[name](**{k: v for k, v in (config.modality | sizes).items() if k != "name"})
@@ -174,7 +177,7 @@ def settle(
         for line in table(config, survey, objective, len(divided[0].table), found, device, team.count):
             print_once(line)
     if found is not None:
-        for line in warnings(config, len(rows), found):
+        for line in warnings(config, len(rows), len(divided[0].table), found):
             print_once(line)
 
 
@@ -238,15 +241,16 @@ def word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def warnings(config: Config, rows: int, trial) -> list[str]:
+def warnings(config: Config, rows: int, samples: int, trial: Any) -> list[str]:
     """What a budget cannot help."""
     name, said = config.modality["name"], []
     start = f"start from a published encoder: --init_from {PUBLISHED[name]}" if name in PUBLISHED else ""
     if config.run.init_from:
         return said
-    if rows < FEW:
+    if few(rows, samples):
+        these = f"{rows:,} rows, {samples:,} samples" if samples > rows else f"{samples:,} samples"
         said.append(
-            f"{rows:,} samples, {config.run.minutes:g} minutes: too few to learn much from nothing, and an encoder may "
+            f"{these}, {config.run.minutes:g} minutes: too few to learn much from nothing, and an encoder may "
             f"become worse than it was untrained; {start or 'more data helps'}"
         )
     if 0 < config.run.max_steps < SHORT:

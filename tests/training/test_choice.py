@@ -1,6 +1,7 @@
 """The choice: what one word of data makes of sizes and recipe; that it keeps the user's word, and disturbs nothing."""
 
 import math
+import re
 
 import datasets
 import numpy as np
@@ -27,7 +28,8 @@ SETS = {"image": PICTURES, "audio": SOUNDS, "text": TEXTS}
 
 
 def chosen(modality: str, measures: dict, speed: float = CPU, minutes: float = 20, rows: int = 10_000, **given):
-    config = read({"modality.name": modality, "minutes": minutes, "data": "digits"} | given)
+    names = {"modality.name": modality} | ({} if "objective" in given else {"objective.name": "simclr"})
+    config = read(names | {"minutes": minutes, "data": "digits"} | given)
     return options(config, Survey(rows, "", "", measures), speed)
 
 
@@ -36,7 +38,7 @@ def chosen(modality: str, measures: dict, speed: float = CPU, minutes: float = 2
 def test_what_is_chosen_can_be_built_and_is_of_sane_size(modality, speed, minutes):
     for size, measures in SETS[modality].items():
         made = chosen(modality, measures, speed, minutes)
-        config = read({"modality.name": modality, **made, "max_steps": 1})
+        config = read({"modality.name": modality, "objective.name": "simclr", **made, "max_steps": 1})
         adapter = config.build_modality()
         pieces = adapter.pieces_of(Survey(10_000, "", "", measures))
         assert 12 <= pieces <= 512, (size, made)
@@ -60,12 +62,13 @@ def test_little_data_makes_small_encoders_and_batches_and_is_said():
     made = chosen("image", PICTURES[28], GPU, 6000, rows=30)
     assert made["encoder.width"] == 128 and made["per_device_train_batch_size"] <= 7
     config = read({"modality.name": "audio", "minutes": 20, "data": "tones"})
-    said = warnings(config, 30, Trial(1.0, 0))
-    assert said[0].startswith("30 samples, 20 minutes: too few") and "published encoder: --init_from MIT/ast" in said[0]
+    said = warnings(config, 30, 1080, Trial(1.0, 0))
+    assert said[0].startswith("30 rows, 1,080 samples, 20 minutes: too few")
+    assert "start from a published encoder: --init_from MIT/ast" in said[0]
     config.run.max_steps = 20
-    (short,) = warnings(config, 5000, Trial(60.0, 0))
+    (short,) = warnings(config, 200, 72_000, Trial(60.0, 0))
     assert short.startswith("20 steps are hardly enough") and "--minutes 330" in short
-    assert not warnings(read({"minutes": 20, "data": "digits"}), 5000, Trial(1.0, 0))
+    assert not warnings(read({"minutes": 20, "data": "digits"}), 5000, 5000, Trial(1.0, 0))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,17 @@ def test_what_is_given_is_kept_and_the_rest_fits_it(modality, given):
         flat = set(given) | {f"{key}.name" for key in given}
         assert not flat & made.keys()
         assert not any(k.startswith("encoder") for k in made) or not any(k.startswith("encoder") for k in given)
-        read({"modality.name": modality, "max_steps": 1} | made | given).build_modality()
+        names = {"modality.name": modality} | ({} if "objective" in given else {"objective.name": "simclr"})
+        read(names | {"max_steps": 1} | made | given).build_modality()
+
+
+def test_few_sounds_keep_level_and_pitch():
+    few, many = (chosen("audio", SOUNDS[5], rows=rows) for rows in (320, 3200))
+    assert few["modality.gain"] == few["modality.frequency_scale"] == 0 and few["objective.scale"] == (0.3, 0.6)
+    assert "modality.gain" not in many and "objective.scale" not in many
+    assert "objective.scale" not in chosen("audio", SOUNDS[5], rows=320, objective="mae")
+    kept = chosen("audio", SOUNDS[5], rows=320, **{"modality.gain": 0.5, "objective.scale": [0.5, 1.0]})
+    assert not {"modality.gain", "objective.scale"} & kept.keys()
 
 
 def test_wide_pictures_have_wide_views():
@@ -186,7 +199,7 @@ def test_one_word_is_enough_and_the_same_word_continues(launch, tmp_path):
     said = first.output()
     for wanted in ("60 rows: 20×20 px, in colour", "--modality.image_size", "--encoder.width 128", "--minutes 0.02"):
         assert wanted in said
-    assert "60 samples, 0.02 minutes: too few" in said
+    assert re.search(r"\d+ samples, 0.02 minutes: too few", said)
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert stored["origin"]["max_steps"] == stored["origin"]["modality.image_size"] == "chosen"
     assert stored["modality"]["image_size"] <= 20 and stored["max_steps"] >= 1
