@@ -76,7 +76,7 @@ def probe(
     from triptych.evaluation.features import extract
     from triptych.evaluation.labels import splits
     from triptych.evaluation.load import from_run, published
-    from triptych.evaluation.probes import PROBES, judged
+    from triptych.evaluation.probes import PROBES, measured, outputs
     from triptych.training.engine import pick_device
     from triptych.training.memory import held
     from triptych.training.sources import known_column
@@ -112,6 +112,7 @@ def probe(
     if config.run.init_from and (start := published(config, checkpoint)) is not None:
         encoders["published"] = start
     values: Values = {}
+    each: dict[tuple[str, str, str], dict[str, dict]] = {}
     for encoder, backbone in encoders.items():
         x, t = extract(backbone, learn, device=place), extract(backbone, judge, device=place)
         if encoder == "pretrained":
@@ -124,49 +125,54 @@ def probe(
         for few in labels or [None]:
             for kind in PROBES:
                 for pooling in x.x:
-                    values.setdefault((str(few or "all"), kind, pooling), {})[encoder] = judged(
-                        found, kind, x.x[pooling], y, t.x[pooling], test_y, few, draws if few else 1, groups
-                    )
+                    made = outputs(found, kind, x.x[pooling], y, t.x[pooling], few, draws if few else 1)
+                    cell = str(few or "all"), kind, pooling
+                    values.setdefault(cell, {})[encoder] = measured(found, made, test_y, groups)
+                    if found.name == "several":
+                        each.setdefault(cell, {})[encoder] = by_label(found, made, test_y)
             if finetune:
-                values.setdefault((str(few or "all"), "finetune", "native"), {})[encoder] = fine_tuned(
-                    backbone,
-                    found,
-                    *kept,
-                    y,
-                    test_y,
-                    few,
-                    draws if few else 1,
-                    groups,
-                    (finetune, finetune_rate),
-                    place,
+                how = {"samples": finetune, "rate": finetune_rate, "pooling": "native", "device": place}
+                made = fine_tuned(backbone, found, *kept, y, few, draws if few else 1, how)
+                values.setdefault((str(few or "all"), "finetune", "native"), {})[encoder] = measured(
+                    found, made, test_y, groups
                 )
     constant = found.constant(test_y)
     none = {name: found.values(name, constant, test_y, groups)[None] for name in found.measures}
     rows = compared(found, values, none)
+    for row in rows:
+        if (by_encoder := each.get((row["labels"], row["probe"], row["pooling"]))) is not None:
+            row["by_label"] = by_encoder[row["encoder"]]
     where = "" if groups is None else f" of {len(set(groups.tolist())):,} groups"
     print(f"{len(y):,} rows to learn from, {len(test_y):,} to judge{where}; {described(found, test_y, none)}")
+    if found.name == "several":
+        print_labels(found, rows, test_y)
     show(found, rows, every=found.name != "classes" or uneven(test_y))
     (Path(run) / "probe.json").write_text(json.dumps(rows, indent=1))
     return rows
 
 
-def fine_tuned(backbone, task, learn, judge, y, test_y, few, draws, groups, how, place) -> dict[str, Any]:
-    """By measure, values `[draws u]` as `probes.judged` has them, of the encoder fine-tuned on each draw."""
+def fine_tuned(backbone, task, learn, judge, y, few: int | None, draws: int, how: dict[str, Any]) -> list:
+    """Outputs `[n k]`, one a draw, of the encoder fine-tuned on that draw's rows."""
     import copy
-
-    import numpy as np
 
     from triptych.evaluation.finetune import tuned
 
-    made: dict[str, list] = {name: [] for name in task.measures}
+    made = []
     for seed in range(draws):
         i = task.draw(y, few, seed)
-        output = tuned(
-            copy.deepcopy(backbone), task, learn.select(i), y[i], judge, *how, pooling="native", seed=seed, device=place
-        )
-        for name, values in made.items():
-            values.append(task.values(name, output, test_y, groups))
-    return {name: np.stack(values) for name, values in made.items()}
+        made.append(tuned(copy.deepcopy(backbone), task, learn.select(i), y[i], judge, seed=seed, **how))
+    return made
+
+
+def by_label(task, made: list, test_y) -> dict[str, dict[str, float | None]]:
+    """Each measure of each label by itself, the mean over draws, × 100; None where all rows have the label, or none."""
+    import numpy as np
+
+    found = {name: np.mean([task.parts(name, output, test_y) for output in made], axis=0) for name in task.measures}
+    return {
+        label: {name: None if np.isnan(values[i]) else 100 * float(values[i]) for name, values in found.items()}
+        for i, label in enumerate(task.names)
+    }
 
 
 def compared(task, values: Values, none: dict[str, Any]) -> list[dict]:
@@ -281,6 +287,25 @@ def show(task, rows: list[dict], every: bool) -> None:
         print(
             "with many labels an untrained encoder may do as well: try --labels 2,10, or a test split of other sources"
         )
+
+
+def print_labels(task, rows: list[dict], test_y) -> None:
+    """What the linear probe of the native vector makes of each label, with the most labelled rows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from triptych.evaluation.measures import WORDS
+
+    last = rows[-1]["labels"]
+    rows = [r for r in rows if (r["probe"], r["pooling"], r["labels"]) == ("linear", "native", last)]
+    heads = (f"{WORDS[name]} × 100, {r['encoder']}" for name in task.measures for r in rows)
+    table = Table(
+        "label", "rows to judge with it", *heads, title="label by label, linear, native", title_justify="left"
+    )
+    for label, count in zip(task.names, test_y.sum(0), strict=True):
+        found = [r["by_label"][label][name] for name in task.measures for r in rows]
+        table.add_row(label, f"{count:,}", *("-" if value is None else f"{value:.1f}" for value in found))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def print_table(task, rows: list[dict]) -> None:

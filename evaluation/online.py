@@ -20,7 +20,7 @@ from triptych.encoders.backbone import Backbone
 from triptych.evaluation.features import extract
 from triptych.evaluation.labels import Labelled, splits
 from triptych.evaluation.measures import WORDS, spearman
-from triptych.evaluation.probes import Score, judged, score
+from triptych.evaluation.probes import Score, measured, outputs, score
 from triptych.evaluation.tasks import Classes
 from triptych.modalities import Modality, ViewSpec
 from triptych.training.continuing import distance
@@ -66,8 +66,8 @@ class Labels:
         where = [f.x["native"] if finite else np.zeros_like(f.x["native"]) for f in (x, t)]
         made = {}
         for kind, few, draws in (("linear", self.few, DRAWS), ("knn", None, 1)):
-            seen = where[0], y[x.row], where[1], test_y[t.row]
-            made[kind] = judged(task, kind, *seen, few, draws, groups, [task.decides])[task.decides] * finite
+            found = outputs(task, kind, where[0], y[x.row], where[1], few, draws)
+            made[kind] = measured(task, found, test_y[t.row], groups, [task.decides])[task.decides] * finite
         return made
 
     def value(self, seen: np.ndarray, rows: slice, start: np.ndarray | None = None) -> Score:

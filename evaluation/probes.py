@@ -12,17 +12,12 @@ from triptych.evaluation.tasks import Classes, Task, draw
 
 PROBES = ("linear", "knn")
 
-__all__ = ["PROBES", "Score", "draw", "judged", "linear", "neighbours", "over_draws", "plain_features", "score"]
+__all__ = ["PROBES", "Score", "draw", "linear", "measured", "outputs", "over_draws", "plain_features", "score"]
 
 
 def linear(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:
     """Test rows that a logistic regression on standardised features gets right."""
     return Classes([]).fit("linear", x, y, test_x).argmax(1) == test_y
-
-
-def neighbours(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:
-    """Test rows that the 20 nearest neighbours by cosine, weighted by distance, get right."""
-    return Classes([]).fit("knn", x, y, test_x).argmax(1) == test_y
 
 
 def over_draws(probe, x, y, test_x, test_y, per_class: int | None, draws: int) -> np.ndarray:
@@ -31,14 +26,16 @@ def over_draws(probe, x, y, test_x, test_y, per_class: int | None, draws: int) -
     return np.stack([probe(x[i], y[i], test_x, test_y) for i in index])
 
 
-def judged(
-    task: Task, kind: str, x, y, test_x, test_y, few: int | None, draws: int, groups=None, measures=None
-) -> dict[str, np.ndarray]:
-    """By measure, values `[draws u]` of a probe, whose mean is the measure. The same draws for the same labels."""
+def outputs(task: Task, kind: str, x, y, test_x, few: int | None, draws: int) -> list[np.ndarray]:
+    """Outputs `[n k]` of a probe on n test rows, one a draw. The same draws for the same labels."""
     index = [task.draw(y, few, seed) for seed in range(draws)]
-    made = [task.fit(kind, x[i], y[i], test_x) for i in index]
-    names = task.measures if measures is None else measures
-    return {name: np.stack([task.values(name, output, test_y, groups) for output in made]) for name in names}
+    return [task.fit(kind, x[i], y[i], test_x) for i in index]
+
+
+def measured(task: Task, made: list[np.ndarray], y, groups=None, names: list[str] | None = None) -> dict:
+    """By measure, values `[draws u]` of outputs, whose mean is the measure."""
+    names = task.measures if names is None else names
+    return {name: np.stack([task.values(name, output, y, groups) for output in made]) for name in names}
 
 
 class Score(NamedTuple):

@@ -57,6 +57,7 @@ class Source:
         marks: names of files that mark segments of the others.
         notes: what else a user should know, a line each.
         encoding: of its files of text and tables, where the user says so.
+        column: that of its samples, where it is known.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Source:
     marks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     encoding: str | None = None
+    column: str | None = None
 
     def add(self, split: str, files: list[str], read: Callable[[], Any]) -> None:
         self.files[split], self.read[split] = files, read

@@ -519,6 +519,7 @@ def _files(
             read = partial(_sampled, source, files, labels, list(classes), rows, columns, unit, modality)
         source.add(split, names(files), read)
     if lines:
+        source.column = "text"
         other = f" ({len(samples):,} files; if each is a document, --data.document file)"
         source.notes.append(f"a {unit} is a sample{other if unit == 'line' and len(samples) > 1 and not asked else ''}")
     return source

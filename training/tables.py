@@ -189,6 +189,8 @@ def column_of(table, data: Data, modality: Modality, source: Source) -> tuple[st
                 f"there are {_listed(table)}"
             )
         return named, "as asked"
+    if source.column is not None:
+        return source.column, "what the files hold"
     ranks = {c: rank_of(f, modality) for c, f in table.features.items() if c not in (data.label_column, "label")}
     for rank, why in ((2, f"the only one of type {'/'.join(modality.features)}"), (1, "the only one of bytes")):
         found = [c for c, r in ranks.items() if r == rank]

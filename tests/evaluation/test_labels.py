@@ -181,6 +181,7 @@ def test_a_probe_of_each_task_with_groups(run, tmp_path, capsys):
         if label == "rare":
             assert "macro F1 × 100" in said and "balanced accuracy × 100" in said  # classes are not even
         if label == "findings":
-            assert "15 of 72 rows have no label" in said and "mAP at random" in said
+            assert "15 of 72 rows have no label" in said and "mAP at random" in said and "label by label" in said
+            assert rows[0]["by_label"].keys() == {"a", "ab", "c"}
         if label == "age":
             assert "R² × 100" in said and "deviation" in said

@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 from sklearn import metrics
 
 from triptych.evaluation.measures import joined
-from triptych.evaluation.probes import judged, score
+from triptych.evaluation.probes import measured, outputs, score
 from triptych.evaluation.tasks import Classes, Numbers, Several
 
 
@@ -87,7 +87,10 @@ def test_probes_learn_what_is_there_and_nothing_of_noise(kind):
     x["noise"] = random.standard_normal(x["told"].shape)
     for probe in ("linear", "knn"):
         for few in (None, 60):
-            made = {name: judged(task, probe, v[:200], y[:200], v[200:], y[200:], few, 3) for name, v in x.items()}
+            made = {
+                name: measured(task, outputs(task, probe, v[:200], y[:200], v[200:], few, 3), y[200:])
+                for name, v in x.items()
+            }
             for measure in task.measures:
                 assert score(made["told"][measure], made["noise"][measure]).sure, (probe, few, measure)
             none = task.values(task.decides, task.constant(y[200:]), y[200:])

@@ -1,5 +1,6 @@
 """Features, probes and few-label fine-tuning: what they read, what they refuse, what they can tell apart."""
 
+import copy
 import datetime
 import json
 import shutil
@@ -15,11 +16,11 @@ from PIL import Image
 from triptych import probe
 from triptych.encoders.backbone import pool
 from triptych.evaluation.features import extract
-from triptych.evaluation.finetune import finetune
+from triptych.evaluation.finetune import finetune, tuned
 from triptych.evaluation.labels import hold_out
 from triptych.evaluation.load import from_run, published
-from triptych.evaluation.probes import draw, judged, linear, over_draws, score
-from triptych.evaluation.tasks import Classes
+from triptych.evaluation.probes import draw, linear, measured, outputs, over_draws, score
+from triptych.evaluation.tasks import Classes, Numbers, Several
 from triptych.export import export
 from triptych.modalities import EVALUATION, MODALITIES
 from triptych.training.errors import UserError
@@ -134,7 +135,8 @@ def test_probes_tell_classes_apart_and_noise_not():
     noise = random.randn(400, 8).astype(np.float32)
     for kind in ("linear", "knn"):
         for v, low, high in ((x, 0.9, 1.0), (noise, 0.0, 0.45)):
-            made = judged(Classes(list("abcd")), kind, v[:200], y[:200], v[200:], y[200:], None, 1)
+            task = Classes(list("abcd"))
+            made = measured(task, outputs(task, kind, v[:200], y[:200], v[200:], None, 1), y[200:])
             assert low <= made["accuracy"].mean() <= high
             assert made["auroc"].mean() > 0.95 if v is x else 0.4 < made["auroc"].mean() < 0.6
     hits, none = (over_draws(linear, v[:200], y[:200], v[200:], y[200:], 2, 5) for v in (x, noise))
@@ -244,11 +246,16 @@ def seen(monkeypatch):
     """What a probe is given: rows, classes to learn from, classes to judge."""
     seen = []
 
-    def judge(task, kind, x, y, test_x, test_y, *rest):
-        seen.append((len(x), set(y.tolist()), set(test_y.tolist())))
-        return {name: np.arange(len(test_y))[None] % 2.0 for name in task.measures}
+    def answers(task, kind, x, y, test_x, few, draws):
+        seen.append((len(x), set(y.tolist())))
+        return [task.constant(np.arange(len(test_x)) % len(task.names))]
 
-    monkeypatch.setattr("triptych.evaluation.probes.judged", judge)
+    def judge(task, made, test_y, groups):
+        seen[-1] = *seen[-1][:2], set(test_y.tolist())
+        return measured(task, made, test_y, groups)
+
+    monkeypatch.setattr("triptych.evaluation.probes.outputs", answers)
+    monkeypatch.setattr("triptych.evaluation.probes.measured", judge)
     return seen
 
 
@@ -402,5 +409,19 @@ def test_fine_tuning_learns_what_can_be_learned(tmp_path):
             pixels = np.random.default_rng(i).integers(value - 40, value + 40, (8, 8)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / label / f"{i}.png")
     rows = load(Data(name=str(folder)), modality)
-    accuracy = finetune(objective.backbone, rows, rows.labels(), rows, rows.labels(), 600, batch=12)
-    assert accuracy > 90
+    y, marks = rows.labels(), np.eye(2, dtype=int)[rows.labels()]
+    for task, labels in ((Classes(["a", "b"]), y), (Several(["a", "b"]), marks), (Numbers(["value"]), 40.0 + 170 * y)):
+        backbone = copy.deepcopy(objective.backbone)
+        output = tuned(backbone, task, rows, labels, rows, 600, batch=12, pooling="native")
+        assert task.values(task.decides, output, labels).mean() > 0.8, task.name
+    assert finetune(objective.backbone, rows, y, rows, y, 600, batch=12) > 90
+
+
+def test_a_probe_also_fine_tunes_beside_scratch(run, tmp_path, capsys):
+    data = str(table("image", tmp_path / "data", count=12))
+    probe.main([str(run), "--data", data, "--labels", "2", "--draws", "3", "--finetune", "12"])
+    rows = json.loads((run / "probe.json").read_text())
+    found = {r["encoder"]: r for r in rows if r["probe"] == "finetune"}
+    assert found.keys() == {"pretrained", "random"} and found["pretrained"]["above"]["random"]["error"] >= 0
+    assert "finetune" in capsys.readouterr().out
+    assert probe.listed(["run", "--finetune", "--labels", "2"])[1] == f"--finetune={probe.SAMPLES}"
