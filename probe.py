@@ -136,8 +136,7 @@ def probe(
                 values.setdefault((str(few or "all"), "finetune", "native"), {})[encoder] = measured(
                     found, made, test_y, groups
                 )
-    constant = found.constant(test_y)
-    none = {name: found.values(name, constant, test_y, groups)[None] for name in found.measures}
+    none = measured(found, [found.constant(test_y)], test_y, groups)
     rows = compared(found, values, none)
     for row in rows:
         if (by_encoder := each.get((row["labels"], row["probe"], row["pooling"]))) is not None:
@@ -219,6 +218,8 @@ def report_rare(task, y, test_y, labels: list[int] | None) -> None:
     """Say which classes or labels are smaller than what is asked of them."""
     import numpy as np
 
+    from triptych.evaluation.measures import LEAST
+
     for what, values, option in (("to learn from", y, "train_split"), ("to judge", test_y, "test_split")):
         if (values == values[0]).all():
             raise UserError(f"all rows {what} have the same labels: name another --{option}, or raise --most")
@@ -231,6 +232,10 @@ def report_rare(task, y, test_y, labels: list[int] | None) -> None:
         most = max(labels or [0])
         if (few := (learn > 0) & (learn < most)).any():
             print(f"fewer than {most} rows to learn from of {some(task.names, few)}: all of them are taken")
+    if (rare := (judge > 0) & (judge < LEAST)).any():
+        print(f"fewer than {LEAST} rows to judge of {some(task.names, rare)}: not in measures class by class")
+    if task.name == "several" and not (np.minimum(judge, len(test_y) - judge) >= LEAST).any():
+        raise UserError(f"there is no label that {LEAST} rows to judge have, and {LEAST} have not")
     for what, missing in (("to learn from", (learn == 0) & (judge > 0)), ("to judge", (judge == 0) & (learn > 0))):
         if missing.any():
             print(f"no row {what} of {some(task.names, missing)}")
@@ -267,7 +272,7 @@ def uneven(test_y) -> bool:
 
 def show(task, rows: list[dict], every: bool) -> None:
     """Print the table of the measure that decides, and what it says; with `every`, the other measures' before it."""
-    for name in task.measures[1:] if every else ():
+    for name in rows[0]["others"] if every else ():
         print_table(task, [r | r["others"][name] | {"measure": name} for r in rows])
     print_table(task, rows)
     mine = [r for r in rows if r["encoder"] == "pretrained"]

@@ -227,9 +227,11 @@ def splits(
             raise UserError(
                 f"group {group_of(train)}: all rows of {learn} are of one ({groups[0]}): nothing can be held out"
             )
-        pick, test_pick = hold_out(task_of([words], train.label, task)[1][0], most, groups)
+        y = task_of([words], train.label, task)[1][0]
+        pick, test_pick = hold_out(y, most, groups)
         test, test_words = train, words
-        how = "by class" if groups is None else f"by {group_of(train)}"
+        how = "at random" if not _classes(y) else "by class"
+        how = how if groups is None else f"by {group_of(train)}"
         print(f"no other split with labels: of {learn}, {len(test_pick):,} rows are held out to judge, {how}")
     chosen = [[w[i] for i in p] for w, p in ((words, pick), (test_words, test_pick))]
     found, (y, test_y) = task_of(chosen, train.label, task)

@@ -4,15 +4,18 @@ So another encoder's output on the same rows can be paired with it, and rows of 
 is a mean over rows as it is. Recall, F1, AUROC and R² become such means by their influence functions (of AUROC: DeLong,
 DeLong and Clarke-Pearson 1988): each row's value is the measure and what the row moves it by. Average precision
 and Spearman's correlation are recomputed without each of 20 blocks of rows (the jackknife).
+
+Of a class or a label with fewer than 5 rows to judge nothing can be said: macro measures leave it out.
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from scipy.stats import rankdata
 
 BLOCKS = 20
+LEAST = 5
 WORDS = {  # as people write them
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -22,46 +25,58 @@ WORDS = {  # as people write them
     "r2": "R²",
     "spearman": "Spearman",
 }
-Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]  # output [n k], labels [n ...] -> [n m] by row, or [m]
 
 
-def hits(output, y) -> Float[np.ndarray, "n 1"]:
+class Measure(Protocol):
+    """Output `[n k]` and labels `[n ...]` -> values `[n m]` by row or `[m]`, of classes or labels with `least` rows."""
+
+    def __call__(self, output: np.ndarray, y: np.ndarray, least: int = ...) -> np.ndarray: ...
+
+
+def hits(output, y, least=LEAST) -> Float[np.ndarray, "n 1"]:
     """1 where the class with the highest score is right."""
     return (output.argmax(1) == y)[:, None].astype(float)
 
 
-def recalls(output, y) -> Float[np.ndarray, "n m"]:
+def judged(y, least: int) -> np.ndarray:
+    """The classes with so many rows; none where there is only one of them."""
+    classes, count = np.unique(y, return_counts=True)
+    found = classes[count >= least]
+    return found if len(found) > 1 else found[:0]
+
+
+def recalls(output, y, least=LEAST) -> Float[np.ndarray, "n m"]:
     """Of each class that is judged, the part of its rows that is found; their mean is balanced accuracy."""
-    true = y[:, None] == np.unique(y)
+    true = y[:, None] == judged(y, least)
     right = true & hits(output, y).astype(bool)
     recall = right.sum(0) / true.sum(0)
     return recall + true * (right - recall) / true.mean(0)
 
 
-def f1_scores(output, y) -> Float[np.ndarray, "n m"]:
+def f1_scores(output, y, least=LEAST) -> Float[np.ndarray, "n m"]:
     """Of each class that is judged, 2 × right / (rows of it + rows said to be of it)."""
-    there = np.unique(y)
+    there = judged(y, least)
     true, said = (values[:, None] == there for values in (y, output.argmax(1)))
     both, share = true & said, true.mean(0) + said.mean(0)
     f1 = 2 * both.mean(0) / share
     return f1 + (2 * both - f1 * (true.astype(float) + said)) / share
 
 
-def class_areas(output, y) -> Float[np.ndarray, "n m"]:
+def class_areas(output, y, least=LEAST) -> Float[np.ndarray, "n m"]:
     """AUROC of each class that is judged, against the rest."""
-    there = np.unique(y)
-    return areas(output[:, there], y[:, None] == there)
+    there = judged(y, least)
+    return areas(output[:, there], y[:, None] == there, least)
 
 
-def areas(output, y) -> Float[np.ndarray, "n m"]:
+def areas(output, y, least=LEAST) -> Float[np.ndarray, "n m"]:
     """AUROC of each label: the part of pairs, of a row with it and one without, that its score puts right; ties half.
 
-    A row's value is its own part of the pairs. NaN of a label that all rows have, or none.
+    A row's value is its own part of the pairs. NaN of a label that fewer than `least` rows have, or lack.
     """
     made = np.full(output.shape, np.nan)
     for label, (score, true) in enumerate(zip(output.T, (y > 0).T, strict=True)):
         positive, negative = true.sum(), (~true).sum()
-        if not positive or not negative:
+        if min(positive, negative) < least:
             continue
         rank, own = rankdata(score), np.empty(len(score))
         own[true], own[~true] = rankdata(score[true]), rankdata(score[~true])
@@ -71,22 +86,22 @@ def areas(output, y) -> Float[np.ndarray, "n m"]:
     return made
 
 
-def precisions(output, y) -> Float[np.ndarray, " m"]:
-    """Average precision of each label. NaN of a label that all rows have, or none."""
+def precisions(output, y, least=LEAST) -> Float[np.ndarray, " m"]:
+    """Average precision of each label. NaN of a label that fewer than `least` rows have, or lack."""
     from sklearn.metrics import average_precision_score
 
-    known = (y.min(0) < 1) & (y.max(0) > 0)
+    known = np.minimum(y.sum(0), (1 - y).sum(0)) >= least
     return np.array([average_precision_score(y[:, i], output[:, i]) if known[i] else np.nan for i in range(y.shape[1])])
 
 
-def explained(output, y) -> Float[np.ndarray, "n 1"]:
+def explained(output, y, least=LEAST) -> Float[np.ndarray, "n 1"]:
     """R²: the part of the variance of the rows that is explained. Below 0 it is worse than their mean."""
     error, spread = np.square(y - output[:, 0]), np.square(y - y.mean())
     variance = spread.mean() or np.nan
     return (1 - error / variance + error.mean() / variance * (spread / variance - 1))[:, None]
 
 
-def rank_correlation(output, y) -> Float[np.ndarray, " 1"]:
+def rank_correlation(output, y, least=LEAST) -> Float[np.ndarray, " 1"]:
     return spearman(output[:, 0], y)[None]
 
 
@@ -113,7 +128,7 @@ def jackknife(measure: Measure, output, y, groups=None) -> Float[np.ndarray, " b
     index = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = index.max() + 1
     block = np.random.RandomState(0).permutation(count)[index] % BLOCKS
-    left = [measure(output[block != b], y[block != b]) for b in range(min(BLOCKS, count))]
+    left = [measure(output[block != b], y[block != b], 1) for b in range(min(BLOCKS, count))]
     left = np.where(np.isnan(left), whole, left)
     known = ~np.isnan(whole)
     left = left[:, known].mean(1)

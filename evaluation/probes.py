@@ -33,9 +33,10 @@ def outputs(task: Task, kind: str, x, y, test_x, few: int | None, draws: int) ->
 
 
 def measured(task: Task, made: list[np.ndarray], y, groups=None, names: list[str] | None = None) -> dict:
-    """By measure, values `[draws u]` of outputs, whose mean is the measure."""
+    """By measure that can be taken of the rows, values `[draws u]` of outputs, whose mean is the measure."""
     names = task.measures if names is None else names
-    return {name: np.stack([task.values(name, output, y, groups) for output in made]) for name in names}
+    found = {name: np.stack([task.values(name, output, y, groups) for output in made]) for name in names}
+    return {name: values for name, values in found.items() if values.shape[1]}
 
 
 class Score(NamedTuple):

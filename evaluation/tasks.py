@@ -4,7 +4,6 @@ A task has the models of its probes and its measures. Their values are in `measu
 """
 
 import warnings
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +12,6 @@ from jaxtyping import Float, Int
 from triptych.evaluation import measures
 
 NEIGHBOURS = 20
-Rows = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Task:
@@ -56,11 +54,15 @@ class Task:
     def values(self, measure: str, output: np.ndarray, y: np.ndarray, groups=None) -> Float[np.ndarray, " u"]:
         """Values whose mean is the measure (1 is perfect) and whose scatter says its error: of rows, groups or blocks.
 
+        None at all, where no class or label has rows enough.
         `groups`: a number a row. Rows of one group count as one: what is right of one of them is so of the others.
         """
         if measure in self.by_row:
             values = self.by_row[measure](output, y)
-            values = values[:, ~np.isnan(values).any(0)].mean(1)
+            values = values[:, ~np.isnan(values).any(0)]
+            if not values.shape[1]:
+                return np.empty(0)
+            values = values.mean(1)
             return values if groups is None else measures.joined(values, groups)
         return measures.jackknife(self.by_block[measure], output, y, groups)
 

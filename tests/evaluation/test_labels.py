@@ -167,12 +167,15 @@ def test_a_probe_of_each_task_with_groups(run, tmp_path, capsys):
         "left": lambda p, i: p % 2,
         "right": lambda p, i: int(p % 3 == 0),
     }
-    data = patients(tmp_path / "data", **columns)
+    data = patients(tmp_path / "data", each=6, **columns)
     asked = {"age": "regression", "findings": "several", "rare": "classes", "left,right": "several"}
+    others = {"regression": {"spearman"}, "several": {"auroc"}}
+    others["classes"] = {"balanced_accuracy", "macro_f1", "auroc"}
     for label, task in asked.items():
         rows = probe(run, data, label_column=label, group="who", labels=[8], draws=3)
         said = capsys.readouterr().out
         assert {r["task"] for r in rows} == {task} and len(rows) == 2 * 2 * 2
+        assert set(rows[0]["others"]) == others[task]
         for row in (r for r in rows if r["encoder"] == "pretrained"):
             for name, found in {row["measure"]: row, **row["others"]}.items():
                 assert np.isfinite(found[name]) and found["above"]["random"]["error"] >= 0, (label, name)
@@ -181,7 +184,7 @@ def test_a_probe_of_each_task_with_groups(run, tmp_path, capsys):
         if label == "rare":
             assert "macro F1 × 100" in said and "balanced accuracy × 100" in said  # classes are not even
         if label == "findings":
-            assert "15 of 72 rows have no label" in said and "mAP at random" in said and "label by label" in said
+            assert "30 of 144 rows have no label" in said and "mAP at random" in said and "label by label" in said
             assert rows[0]["by_label"].keys() == {"a", "ab", "c"}
         if label == "age":
             assert "R² × 100" in said and "deviation" in said

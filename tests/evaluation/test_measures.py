@@ -97,6 +97,21 @@ def test_probes_learn_what_is_there_and_nothing_of_noise(kind):
             assert not score(made["noise"][task.decides], np.tile(none, (3, 1))).sure
 
 
+def test_of_a_handful_of_rows_no_macro_measure_is_taken():
+    """Right on the one row of a class, always: without the rule that would be a recall without error."""
+    y = np.array([0] * 10 + [1] * 10 + [2])
+    task, output = Classes(list("abc")), np.eye(3)[y]
+    output[0] = [0, 1, 0]
+    assert task.values("balanced_accuracy", output, y).mean() == pytest.approx((0.9 + 1) / 2)
+    assert measured(task, [output[-3:]], y[-3:]).keys() == {"accuracy"}
+    marks = np.eye(3, dtype=int)[y]
+    assert np.isnan(Several(list("abc")).parts("mean_average_precision", output, marks)).tolist() == [
+        False,
+        False,
+        True,
+    ]
+
+
 def test_an_answer_without_a_look_is_worth_what_is_known():
     _, y = classes(np.random.default_rng(0))
     task = Classes(list("abcd"))
