@@ -211,7 +211,7 @@ def deeper(source: Any, channels: int, max_pixels: int) -> np.ndarray | None:
     """Colours of more than the 8 bits that Pillow gives of each, or bands that it does not tell apart, `[c h w]`."""
     if not isinstance(source, bytes):
         return None
-    if source.startswith(TIFF):
+    if is_banded(source):
         return page_of(source, max_pixels)
     if not is_deep_png(source):
         return None
@@ -225,15 +225,23 @@ def deeper(source: Any, channels: int, max_pixels: int) -> np.ndarray | None:
     return values
 
 
-def page_of(source: bytes, max_pixels: int) -> np.ndarray | None:
-    """The first page of a TIFF `[c h w]`, by tifffile; None where Pillow tells as much of it."""
+def is_banded(source: Any) -> bool:
+    """Whether it is a TIFF with more bands, or more bits of each, than Pillow tells apart."""
+    if not isinstance(source, bytes) or not source.startswith(TIFF):
+        return False
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(source)) as file:
         page = file.pages[0]
-        count = page.samplesperpixel
-        if count == 1 or page.bitspersample <= 8 and 0 not in page.extrasamples and count <= 4:
-            return None
+    return page.samplesperpixel > 1 and (page.bitspersample > 8 or 0 in page.extrasamples or page.samplesperpixel > 4)
+
+
+def page_of(source: bytes, max_pixels: int) -> np.ndarray:
+    """The first page of a TIFF `[c h w]`, by tifffile."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(source)) as file:
+        page = file.pages[0]
         check_size(page.imagewidth, page.imagelength, max_pixels)
         values = page.asarray()
     return plain_values(values if page.axes[0] == "S" else np.moveaxis(values, 2, 0))

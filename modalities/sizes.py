@@ -61,10 +61,10 @@ def measured(cell: Any, raw: Callable) -> tuple[int, int, int]:
     """Width, height and channels of a picture."""
     from PIL import Image as pillow
 
-    from triptych.modalities.image_file import content, is_grey, is_plain, orientation
+    from triptych.modalities.image_file import content, is_banded, is_grey, is_plain, orientation
 
     source, name = content(cell)
-    if not is_plain(source, name):
+    if not is_plain(source, name) or is_banded(source):
         channels, height, width = raw(source, name).values.shape
         return width, height, channels
     with pillow.open(io.BytesIO(source)) if isinstance(source, bytes) else source as picture:
