@@ -22,7 +22,7 @@ class Clip:
     """One file whose header was read. Windows are decoded alone; a clip of at most `window` samples stays decoded.
 
     Args:
-        source: a file's bytes or its path.
+        source: a file's bytes, a buffer of them, or its path.
         window: samples that are wanted at once.
         rate: samples a second that are wanted, whatever the file has.
         span: seconds of the file where the clip begins and ends: all of it is as if the rest had been cut off.
@@ -100,9 +100,9 @@ class Clip:
     def _open(self):
         import soundfile
 
-        raw = io.BytesIO(self.source) if isinstance(self.source, bytes) else open(self.source, "rb")  # noqa: SIM115
+        raw = opened(self.source)
         begin = after_tags(raw)
-        if not begin and not isinstance(self.source, bytes):
+        if not begin and isinstance(self.source, str):
             raw.close()  # libsndfile reads a file faster by itself
             return soundfile.SoundFile(self.source)
         return soundfile.SoundFile(Rest(raw, begin) if begin else raw)
@@ -153,6 +153,17 @@ def resampler(ratio: Fraction):
     from torchaudio.transforms import Resample
 
     return Resample(ratio.denominator, ratio.numerator)
+
+
+def opened(source):
+    """A file object of bytes, of a buffer of Arrow's, which is not copied, or of a path."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if hasattr(source, "to_pybytes"):
+        import pyarrow
+
+        return pyarrow.BufferReader(source)
+    return open(source, "rb")
 
 
 def after_tags(file) -> int:
@@ -218,7 +229,7 @@ KINDS = (
 def reason(source: bytes | str, error: Exception) -> str:
     """Why a file could not be opened."""
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        with opened(source) as file:
             file.seek(after_tags(file))
             head = file.read(64)
     except OSError as problem:

@@ -58,7 +58,9 @@ class Windows:
             return self.source if key == "source_row" else self[:][key]
         index = np.arange(len(self))[key]
         rows, back = np.unique(self.source[index], return_inverse=True)  # a long recording is fetched once
-        found = self.rows[rows.tolist()]
+        others = [name for name in self.rows.column_names if name != self.column]
+        found = self.rows.select_columns(others)[rows.tolist()] if others else {}
+        found = {self.column: cells_of(self.rows, self.column, rows.tolist())} | found
         made = {name: [values[i] for i in back.ravel()] for name, values in found.items()}
         starts = self.start[index].ravel().tolist()
         made[self.column] = [c and c | {"start": s} for c, s in zip(made[self.column], starts, strict=True)]
@@ -135,12 +137,38 @@ class Recordings(Grid):
         return Clip(bytes_or_path(cell), window, self.rate, span_of(cell), start)
 
 
+def cells_of(rows, column: str, index: list[int]) -> list[dict[str, Any] | None]:
+    """Cells of some rows. Bytes stay in the table, as buffers: of a long recording only what is decoded is read."""
+    if not index:
+        return []
+    made = []
+    for chunk in rows.select_columns([column]).with_format("arrow")[index][column].chunks:
+        held, paths = chunk.field("bytes"), chunk.field("path").to_pylist()
+        valid = chunk.is_valid().to_pylist()
+        made += [{"bytes": held_at(held, i), "path": paths[i]} if valid[i] else None for i in range(len(chunk))]
+    return made
+
+
+def held_at(array, i: int):
+    """A value of an array of bytes, as a buffer that is a part of it; None where there is none."""
+    import pyarrow as pa
+
+    if not array.is_valid()[i].as_py():
+        return None
+    if not (pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type)):
+        return array[i].as_py()
+    _, offsets, data = array.buffers()
+    kind = np.int64 if pa.types.is_large_binary(array.type) else np.int32
+    begin, end = np.frombuffer(offsets, kind)[array.offset + i :][:2].tolist()
+    return data.slice(begin, end - begin)
+
+
 def over(rows, column: str, work: Callable, *beside: Iterable) -> Iterator[Any]:
     """What `work` makes of each cell, and of what stands beside it, in their order."""
     more = [iter(values) for values in beside]
     with ThreadPoolExecutor(THREADS) as pool:
-        for batch in rows.select_columns([column]).iter(READ):
-            cells = batch[column]
+        for start in range(0, len(rows), READ):
+            cells = cells_of(rows, column, list(range(start, min(start + READ, len(rows)))))
             yield from pool.map(work, cells, *(list(islice(values, len(cells))) for values in more))
 
 
