@@ -78,7 +78,7 @@ class Image(Grid):
         resample: filter by which the evaluation view is resized.
         edge: side to which the evaluation view is resized, over that of the view; what is more is cut off all around.
         aspect: the evaluation view is resized to `squeeze` all of the picture into the view's aspect, or keeps its own:
-            `crop` loses its ends, and `pad` lies on black, in training, too.
+            `crop` loses its ends, and `pad` lies on black, in training, too. (`keep` is what earlier runs call `crop`.)
         rescale: values are brought to 0..1 `after` the evaluation view is resized, or `before`, so that none is
             rounded.
         registers: tokens without a place, of families that have such. Default: what the family is published with.
@@ -116,7 +116,7 @@ class Image(Grid):
         max_pixels: Count = 2**30 // 12,
         resample: Literal["bilinear", "bicubic"] = "bilinear",
         edge: Annotated[float, Within("[1, 9]")] = 1.0,
-        aspect: Literal["squeeze", "crop", "pad"] = "squeeze",
+        aspect: Literal["squeeze", "crop", "pad", "keep"] = "squeeze",
         rescale: Literal["after", "before"] = "after",
         registers: Number | None = None,
         table_side: Count | None = None,
@@ -149,7 +149,8 @@ class Image(Grid):
             raise ValueError("modality.percentiles are of each picture, and a range is of all: leave one of them out")
         if max_pixels < 1:
             raise ValueError(f"modality.max_pixels {max_pixels} is below 1; try {2**30 // 12}")
-        self.resample, self.edge, self.aspect, self.rescale = resample, edge, aspect, rescale
+        self.resample, self.edge, self.rescale = resample, edge, rescale
+        self.aspect = "crop" if aspect == "keep" else aspect
         self.registers, self.table_side = registers, table_side
         self.published: Any = None  # the native processor that a checkpoint came with
         self.value_range, self.float_range = value_range and tuple(value_range), float_range and tuple(float_range)
