@@ -67,8 +67,8 @@ def decide(config: Config, data: Any, team: Team) -> tuple[Config, Survey | None
             return None
         speed = reached(pick_device(run), run.bf16 is True) * team.count if whole else None
         chosen = options(config, survey, speed, team.count)
-        alone = data is None and not {key for key in config.given if key.startswith("data.")} - {"data.name"}
-        if whole and rows.label and alone and run.minutes >= JUDGED and "probe_data" not in config.given:
+        judged = data is None and run.minutes is not None and run.minutes >= JUDGED
+        if judged and rows.label and "probe_data" not in config.given:
             chosen["probe_data"] = config.data.name
         return vars(survey) | {"chosen": chosen}
 
