@@ -332,9 +332,10 @@ def path_of(rows, row: int) -> str | None:
     """The path of a row's file within the data; None where it has none."""
     from triptych.training.sources import relative
 
-    cell = rows.table[row][rows.column]
-    path = cell.get("path") if isinstance(cell, dict) else None
-    return relative(path, rows.root) if path else None
+    found = rows.table[row]
+    cell = found[rows.column]
+    path = (cell if isinstance(cell, dict) else found).get("path")  # of a document, in a column of its own
+    return relative(path, rows.root) if isinstance(path, str) and path else None
 
 
 def called(rows, row: int) -> str:

@@ -21,6 +21,19 @@ def has(table, name: str) -> bool:
     return name in known or all(part in known for part in asked(name)[1:] or [name])
 
 
+def longer_within(table, column: str, rows: int = 20) -> str | None:
+    """A nested field whose words are longer than those of a column, by the first rows; None where there is none."""
+    head = table.select(range(min(rows, len(table))))
+    flat = head.select_columns([c for c, f in head.features.items() if isinstance(f, dict) or c == column]).flatten()
+    size = {c: sum(map(len, filter(None, flat[c][:]))) for c, f in flat.features.items() if _words(f)}
+    longest = max(size, key=size.get, default=column)
+    return longest if longest not in table.column_names and size[longest] > size.get(column, 0) else None
+
+
+def _words(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
 def asked(*names: str | None) -> list[str]:
     """The columns that names may mean: each of `a,b` too."""
     given = [name for name in names if name is not None]

@@ -25,7 +25,7 @@ from triptych.modalities.base import bytes_or_path, recording
 from triptych.training.builtin import NAMES, builtin
 from triptych.training.documents import NOT_TEXT, not_text, read_documents
 from triptych.training.errors import UserError, nearest, one_line
-from triptych.training.fields import flattened, has, labels_joined
+from triptych.training.fields import flattened, has, labels_joined, longer_within
 from triptych.training.files import (
     ARCHIVES,
     TABLES,
@@ -122,6 +122,10 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
         raise UserError(f"data {source.name}, split {split}: no rows")
     table = flattened(table, data.column, data.label_column, data.group)
     column, why = column_of(table, data, modality, source)
+    if holds_lines(modality) and data.column is None and (within := longer_within(table, column)):
+        raise UserError(
+            f"data {source.name}: the samples may be in {column!r} or in the longer {within!r}: name one, --data.column"
+        )
     times = times_of(table.column_names) if modality.segments and holds_text(table.features[column]) else None
     table, more = cells_of(table, column, modality, source, split)
     cut = bool(times) and data.segments is not False

@@ -71,7 +71,7 @@ def test_what_is_no_text_is_named_and_other_encodings_are_read(tmp_path, capsys)
 
 def test_nested_fields_go_by_a_dotted_name(tmp_path):
     rows = [
-        {"id": i, "report": {"findings": {"text": f"text {i}", "code": "ab"[i % 2]}, "by": f"p{i // 2}"}}
+        {"id": str(i), "report": {"findings": {"text": f"text {i}", "code": "ab"[i % 2]}, "by": f"p{i // 2}"}}
         for i in range(6)
     ]
     rows[5]["report"]["findings"] = None
@@ -90,6 +90,8 @@ def test_nested_fields_go_by_a_dotted_name(tmp_path):
         assert found.table[found.column][:] == [*(f"text {i}" for i in range(5)), None]
         assert found.table[found.label][:] == ["a", "b", "a", "b", "a", None]
         assert groups_of(found, "here").tolist() == ["p0", "p0", "p1", "p1", "p2", "p2"]
+        with pytest.raises(UserError, match="in 'id' or in the longer 'report.findings.text'"):
+            load(Data(name=str(tmp_path / name)), Text())
         with pytest.raises(UserError, match=r"no such column; did you mean report.findings.text\?"):
             load(Data(name=str(tmp_path / name), column="report.findings.test"), Text())
 
