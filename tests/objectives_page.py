@@ -5,7 +5,6 @@ python tests/objectives_page.py      writes docs/objectives.md
 
 import importlib.util
 import inspect
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +111,10 @@ def measured() -> dict[tuple[str, str], str]:
     spec.loader.exec_module(cells)
     found = {}
     for name, line in (done := cells.lines()).items():
-        modality, _, objective = name.partition("_")
-        if modality in MODALITIES and f"reference_{modality}" in done:
-            mine, other, _ = cells.compared(line, done[f"reference_{modality}"], name)
-            found[modality, objective] = f"{statistics.mean(mine) - statistics.mean(other):+.1f}"
+        known = done.get(f"reference_{cells.modality_of(name)}")
+        if known and "probe" in line and "#" not in name and not name.startswith("reference"):
+            gain = cells.gain_of(line, known)
+            found[cells.modality_of(name), cells.objective_of(name)] = f"{gain:+.1f}"
     return found
 
 

@@ -26,7 +26,9 @@ def test_every_command_runs(walk, tmp_path):
         program, script, *rest = shlex.split(line, comments=True)
         assert program == "python"
         if script == "train.py":
-            tiny = "--max_steps 2 --per_device_train_batch_size 4 --encoder.depth 1 --encoder.width 32 --encoder.heads 2"
+            tiny = (
+                "--max_steps 2 --per_device_train_batch_size 4 --encoder.depth 1 --encoder.width 32 --encoder.heads 2"
+            )
             at = rest.index("--minutes")
             rest = [*rest[:at], *rest[at + 2 :], *tiny.split(), "--objective", "simclr", "--report", "false"]
         command = [sys.executable, str(support.ROOT / script), *rest]
