@@ -242,7 +242,8 @@ def pretrained(options: dict) -> dict:
 def test_adapters_resume_and_go_on_merged(launch, first, tmp_path, ranks, stages):
     """Killed and resumed is bit for bit not killed; stages agree; what starts from such a run starts from the sum."""
     options = SHORT | {"data": "digits", "init_from": str(first), "max_steps": 4, "save_steps": 2, "lora_rank": 2}
-    options |= {"train_last": 2, "head_steps": 0, "learning_rate": 0.01, "warmup_steps": 0, "eval_steps": 4}
+    options |= {"train_last": 2, "head_steps": 0, "trunk_scale": 0.3, "learning_rate": 0.01}
+    options |= {"warmup_steps": 0, "eval_steps": 4}
     options |= {"per_device_train_batch_size": 8 // ranks}
 
     def trained(folder, stage: int) -> dict[str, torch.Tensor]:
@@ -361,7 +362,7 @@ class Told(Labels):
     """Labels of which the hits are given: of the start, and of each evaluation, as shares of the test rows."""
 
     def __init__(self, *shares: float, rows: int = 400):
-        self.name, self.shares, self.rows = "told", list(shares), rows
+        self.name, self.measure, self.shares, self.rows = "told", "told", list(shares), rows
 
     def see(self, backbone, device):
         share = self.shares.pop(0)
