@@ -74,7 +74,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("no size", "--modality.image_size 0", "modality.image_size 0 is not in [1, inf); try 224"),
     ("a probability above 1", "--modality.flip 2", "modality.flip 2.0 is not in [0, 1]; try 0.5"),
     ("a zoom below 0", "--modality.zoom -2", "modality.zoom -2.0 is not in [0, 9]; try 0.0"),
-    ("a deviation of 0", "--modality.std 0", "modality.std 0.0 is not in (0, inf); try 0.5"),
+    ("a deviation of 0", "--modality.std 0", "modality.std 0.0 is not in (0, inf); try 1"),
     ("two means for three channels", "--modality.mean [0,1]", "one for each of 3 channels"),
     (
         "pieces of one value, normalised",

@@ -49,7 +49,7 @@ def test_deep_pictures_keep_their_levels():
     deep = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     assert len(np.unique(read(image, deep))) == 4096
     for value in (deep.astype(np.int64), deep.astype(np.float32), deep.astype(np.float64), deep[..., None], deep[None]):
-        np.testing.assert_array_equal(read(image, value), read(image, deep))
+        np.testing.assert_allclose(read(image, value), read(image, deep), atol=1e-7)  # the division's rounding
     many = np.arange(5 * 64, dtype=np.uint16).reshape(8, 8, 5)
     image = MODALITIES["image"](16, 4, channels=5, value_range=(0, 4095))
     for value in (many, np.moveaxis(many, 2, 0)):
