@@ -98,9 +98,10 @@ def ready(model, data, column, split, weights, revision, device, pooling, said: 
 
     from triptych.evaluation.load import Opened, opened
     from triptych.training.engine import pick_device
+    from triptych.training.finding import find
     from triptych.training.memory import held
     from triptych.training.settings import Data, Run
-    from triptych.training.sources import find, known_column, load, rows_of
+    from triptych.training.sources import known_column, load, rows_of
 
     place = pick_device(Run(device=device))
     whole = isinstance(model, Backbone)
@@ -314,9 +315,10 @@ class Table:
 
 def query_rows(query: str, rows, modality):
     """The rows that a query names: files, or else a text that it is."""
+    from triptych.training.finding import find
     from triptych.training.memory import held
     from triptych.training.settings import Data
-    from triptych.training.sources import find, rows_of
+    from triptych.training.sources import rows_of
     from triptych.training.tables import holds_lines
 
     words = holds_lines(modality) and not Path(query).expanduser().exists()

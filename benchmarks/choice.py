@@ -157,7 +157,8 @@ def sizes(data: Path | None) -> str:
     from triptych.modalities.survey import Survey
     from triptych.training.choice import options
     from triptych.training.command_line import read
-    from triptych.training.sources import find, rows_of
+    from triptych.training.finding import find
+    from triptych.training.sources import rows_of
 
     found = {name: (kind, Survey(rows, native, "", measures)) for name, (kind, rows, native, measures) in MADE.items()}
     for name in SETS if data is not None else ():

@@ -25,10 +25,11 @@ from triptych.evaluation.tasks import Classes
 from triptych.modalities import Modality, ViewSpec
 from triptych.training.continuing import distance
 from triptych.training.errors import UserError, one_line
+from triptych.training.finding import find
 from triptych.training.loader import Samples
 from triptych.training.monitor import collapse_figures
 from triptych.training.settings import Config, Data
-from triptych.training.sources import Rows, find, like, load, print_once, split_called
+from triptych.training.sources import Rows, like, load, print_once, split_called
 
 PER_CLASS, FEW_ROWS, DRAWS, MOST = 10, 100, 5, 2000
 LEAST = 20  # rows to judge on; of fewer, half of which are printed, nothing can be said

@@ -22,9 +22,10 @@ from triptych.modalities.survey import Survey, few
 from triptych.training import memory
 from triptych.training.command_line import read, unfold
 from triptych.training.engine import pick_device
+from triptych.training.finding import find
 from triptych.training.ranks import Team
 from triptych.training.settings import GIVEN, Config, flatten, shipped_recipe
-from triptych.training.sources import find, print_once, rows_of
+from triptych.training.sources import print_once, rows_of
 
 LADDER = ((128, 2, 4), (192, 2, 4), (192, 4, 4), (256, 6, 4), (384, 12, 6), (768, 12, 12), (1024, 24, 16))
 PER_PARAMETER = 10  # pieces that are encoded, for each parameter

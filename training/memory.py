@@ -16,7 +16,7 @@ AT_ONCE = 1000  # values that become a table together: Arrow's columns of bytes 
 
 @contextmanager
 def held(data: Any, modality: Modality) -> Iterator[str]:
-    """Within, `sources.find` knows the data by the name that this gives. A word or a path is its own name."""
+    """Within, `finding.find` knows the data by the name that this gives. A word or a path is its own name."""
     if isinstance(data, (str, os.PathLike)):
         yield name_of(data)
         return

@@ -10,10 +10,11 @@ from triptych.evaluation.labels import splits
 from triptych.modalities import Audio
 from triptych.modalities.base import recording, segment
 from triptych.training.errors import UserError
+from triptych.training.finding import find
 from triptych.training.groups import groups_of
 from triptych.training.loader import Samples, division, held_out
 from triptych.training.settings import Data
-from triptych.training.sources import find, judged, load, relative
+from triptych.training.sources import judged, load, relative
 
 MODALITY = Audio(seconds=0.16, mel_bins=16, tile=(8, 4), mean=0.0, std=1.0)
 
