@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from typing import ClassVar
 
 import pytest
@@ -423,7 +424,8 @@ def test_a_run_says_what_it_runs_on_and_what_it_waits_for(launch, pictures, tmp_
     ran = launch(slow_run, 1, folder=str(tmp_path / "run"), data=str(pictures))
     ran.results()
     said = ran.output()
-    first = next(line for line in said.splitlines() if line.startswith("CPU, 1 thread(s) a rank, float32; a step is 4"))
+    runs_on = f"CPU, {os.environ['TRIPTYCH_TEST_THREADS']} thread(s) a rank, float32; a step is 4"
+    first = next(line for line in said.splitlines() if line.startswith(runs_on))
     assert "samples × 1 micro-batch(es) × 1 rank(s)" in first and "GB a rank" in first
     assert first.endswith("; the time to come is said after 3 steps")
     assert said.count(" to come, at ") == 1 and said.count("data_wait ") == 1
