@@ -120,7 +120,6 @@ def probe(
                 report_lost(split, len(rows), got)
             y, test_y, groups = y[x.row], test_y[t.row], groups if groups is None else groups[t.row]
             report_rare(found, y, test_y, labels)
-        kept = learn.select(x.row), judge.select(t.row)
         assert len(x.row) == len(y) and len(t.row) == len(test_y)  # paired
         for few in labels or [None]:
             for kind in PROBES:
@@ -132,6 +131,7 @@ def probe(
                         each.setdefault(cell, {})[encoder] = by_label(found, made, test_y)
             if finetune:
                 how = {"samples": finetune, "rate": finetune_rate, "pooling": "native", "device": place}
+                kept = learn.select(x.row), judge.select(t.row)
                 made = fine_tuned(backbone, found, *kept, y, few, draws if few else 1, how)
                 values.setdefault((str(few or "all"), "finetune", "native"), {})[encoder] = measured(
                     found, made, test_y, groups

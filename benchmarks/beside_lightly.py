@@ -12,7 +12,6 @@ goes to `lightly.jsonl` in the folder of `--work`; what is there is not run agai
 
 import argparse
 import copy
-import io
 import json
 import os
 import statistics
@@ -129,10 +128,9 @@ class Pictures:
         return len(self.table)
 
     def __getitem__(self, row: int):
-        from PIL import Image
+        from triptych.modalities.image_file import as_picture, content
 
-        cell = self.table[int(row)][self.column]
-        return self.transform(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
+        return self.transform(as_picture(content(self.table[int(row)][self.column])[0]).convert("RGB"))
 
 
 def methods() -> dict:

@@ -105,6 +105,7 @@ def peer(name: str, recipe: str, args):
     import torch
 
     from triptych.encoders import native
+    from triptych.modalities.image_file import as_picture, content
     from triptych.training.sources import load
 
     torch.set_num_threads(args.threads)
@@ -116,7 +117,7 @@ def peer(name: str, recipe: str, args):
     if not to.is_dir():
         if recipe == "lightly":
             pictures, epochs = rows.table[rows.column], round(config.run.num_train_epochs)
-            pictures = [modality_open(cell) for cell in pictures]
+            pictures = [as_picture(content(cell)[0]) for cell in pictures]
             statistics = {"mean": list(modality.mean), "std": list(modality.std)}
             where = args.checkpoints / began, pictures, statistics, to
             continue_peers.pictures(*where, modality.extent[0], batch, epochs)
@@ -128,14 +129,6 @@ def peer(name: str, recipe: str, args):
     yield from judged(data, run, args, theirs)
     yield from kept(args.shared / other, run, args, theirs)
     yield {"minutes": minutes, "verdict": "beside ours, which stands under best"}
-
-
-def modality_open(cell):
-    import io
-
-    from PIL import Image
-
-    return Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"])
 
 
 def train(options: list[str], threads: int) -> str:

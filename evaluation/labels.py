@@ -88,6 +88,8 @@ def task_of(values: list[list[Any]], column: str, asked: str | None = None) -> t
 
     Raises `UserError` where the labels are not of that task: a name of each row, one class only, words and numbers.
     """
+    from sklearn.preprocessing import MultiLabelBinarizer
+
     every = [v for split in values for v in split]
     kinds = {"lists" if isinstance(v, tuple) else "words" if isinstance(v, str) else "numbers" for v in every}
     if len(kinds) > 1:
@@ -109,12 +111,8 @@ def task_of(values: list[list[Any]], column: str, asked: str | None = None) -> t
         sets = [[_names(v) for v in split] for split in values]
         names = sorted({name for split in sets for row in split for name in row})
         _no_names(Counter(name for split in sets for row in split for name in row), kind, column)
-        code = {name: i for i, name in enumerate(names)}
-        made = [np.zeros((len(split), len(names)), dtype=int) for split in sets]
-        for y, split in zip(made, sets, strict=True):
-            for i, row in enumerate(split):
-                y[i, [code[name] for name in row]] = 1
-        return Several(names), made
+        binarizer = MultiLabelBinarizer(classes=names)
+        return Several(names), [binarizer.fit_transform(split) for split in sets]
     _no_names(Counter(every), kind, column)
     classes = sorted(set(every))
     code = {v: i for i, v in enumerate(classes)}

@@ -36,7 +36,7 @@ from triptych.modalities.image_levels import OPTION, WHOLE, Levels, Looked, leve
 from triptych.modalities.image_processor import evaluation_view, padded, processor_of
 from triptych.modalities.image_views import AUGMENTATIONS, LUMA, crop, cut_out, distort, flipped, warped
 from triptych.modalities.sizes import colours, look_at_pictures, picture_sizes
-from triptych.modalities.survey import Survey
+from triptych.modalities.survey import Survey, spread
 from triptych.modalities.view import View, ViewSpec
 
 LOOKED_AT = 64  # rows from which the range of deep pictures is taken
@@ -207,7 +207,7 @@ class Image(Grid):
 
     def fit(self, rows, column: str) -> str | None:
         """Of sets with more than 8 bits, or other channels: one range for all, mean and deviation; says which."""
-        cells = [rows[int(i)][column] for i in np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows)))]
+        cells = [rows[i][column] for i in spread(len(rows), LOOKED_AT)]
         if not self.arrays and all(self._tried(of_eight_bits, cell) in (None, True) for cell in cells):
             return None  # found by their heads
         looked = Looked()

@@ -21,8 +21,9 @@ from triptych.modalities import MODALITIES
 from triptych.modalities.survey import Survey, few
 from triptych.training import memory
 from triptych.training.command_line import read, unfold
-from triptych.training.engine import pick_device
+from triptych.training.engine import global_batch, pick_device
 from triptych.training.finding import find
+from triptych.training.loader import Order
 from triptych.training.ranks import Team
 from triptych.training.settings import GIVEN, Config, flatten, shipped_recipe
 from triptych.training.sources import print_once, rows_of
@@ -96,7 +97,7 @@ def chosen_for(config: Config, options: dict[str, Any]) -> Config:
 
 def options(config: Config, survey: Survey, speed: float | None, ranks: int = 1) -> dict[str, Any]:
     """What is chosen, by dotted name. `speed`: operations a second, of all ranks; None chooses sizes alone."""
-    given = {key: value for key, value in config.given.items()}
+    given = config.given
     name, objective = config.modality["name"], config.objective["name"]
     usual = shipped_recipe(name, objective)
 
@@ -192,6 +193,8 @@ def table(
     config: Config, survey: Survey, objective, samples: int, trial, device: torch.device, ranks: int
 ) -> list[str]:
     """What was chosen, a line each, and the option that changes it."""
+    from triptych.training.loop import total_steps
+
     flat, origin, run = flatten(config.to_dict()), config.origin, config.run
     modality, encoder = objective.backbone.modality, objective.backbone.encoder
 
@@ -199,7 +202,7 @@ def table(
         return " ".join(f"--{key.removesuffix('.name')} {word(flat[key])}" for key in keys if flat.get(key) is not None)
 
     size = sum(p.numel() for p in objective.backbone.parameters())
-    batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * ranks
+    batch = global_batch(run, ranks)
     sizes = [f"modality.{name}" for name in modality.sizes if f"modality.{name}" in origin]
     amount = f", {survey.amount}" if survey.amount else ""
     lines = [
@@ -223,16 +226,13 @@ def table(
             ),
         ]
     if trial is not None:
-        steps = run.max_steps
-        if steps < 0:
-            steps = math.ceil(run.num_train_epochs * (samples // batch))
+        steps = total_steps(config, Order(samples, batch, run.seed))
         clock = f"about {steps * trial.seconds / 60:.3g} minutes, at {trial.seconds:.2g} s a step"
         epochs = f"{steps:,} steps, {steps * batch / samples:.2g} epochs: {clock}"
         lines += [("length", epochs, ways("minutes")), ("memory", trial.words(device), "")]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     lines += [("device", f"{name}, {ranks} rank(s)", ways("device")), ("folder", run.output_dir, ways("output_dir"))]
-    wide = max(len(text) for _, text, _ in lines)
-    wide = min(wide, 76)
+    wide = min(76, max(len(text) for _, text, _ in lines))
     return ["chosen from the data (what you give is kept; docs/sizes.md has the rule):"] + [
         f"  {title:10} {text:{wide}}  {way}".rstrip() for title, text, way in lines
     ]

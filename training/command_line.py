@@ -182,8 +182,7 @@ def _chosen(given: dict[str, Any], argv: list[str], alone: bool) -> dict[str, st
             made["objective.name"] = OBJECTIVE
         if not said("minutes"):
             made["minutes"] = MINUTES
-    for key, value in unfold(made).items():
-        merge(given, {key: value})
+    merge(given, unfold(made))
     return dict.fromkeys(made, "chosen")
 
 

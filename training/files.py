@@ -3,7 +3,8 @@
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -150,6 +151,15 @@ def walk(folder: str, leave: Callable[..., None], within: str = "", above: tuple
             yield File(entry.path, name)
         else:
             leave("broken links or no files", name)
+
+
+def called_alone(names: Iterable[str]) -> dict[str, str]:
+    """Files by their name without the suffix, without folders, and without both, where only one is called so."""
+    short = {
+        name: {os.path.splitext(name)[0], (base := os.path.basename(name)), os.path.splitext(base)[0]} for name in names
+    }
+    count = Counter(called for each in short.values() for called in each)
+    return {called: name for name, each in short.items() for called in each if count[called] == 1}
 
 
 def is_marked(path: str, modality: Modality) -> bool:

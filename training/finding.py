@@ -27,6 +27,7 @@ from triptych.training.files import (
     File,
     Source,
     by_split,
+    called_alone,
     names,
     some,
     sort_out,
@@ -44,6 +45,7 @@ from triptych.training.tables import (
     name_of_modality,
     plain,
     points,
+    posix,
     read_files,
 )
 
@@ -341,7 +343,7 @@ def _metadata(source: Source, samples: list[File], about: list[File]) -> tuple[d
         places = {column: [_place(folder, value) for value in read[column][:]] for column in strings}
         if not any(here & set(values) for values in places.values()):
             # Without the folder, or the suffix: what but one file is called.
-            short = _short(here)
+            short = called_alone(here)
             places = {c: [short.get(_place("", value), value or "") for value in read[c][:]] for c in strings}
         # The column of files is the one that names most of them.
         found = {column: len(here & set(values)) for column, values in places.items()}
@@ -367,17 +369,8 @@ def _metadata(source: Source, samples: list[File], about: list[File]) -> tuple[d
     return rows, columns
 
 
-def _short(names: set[str]) -> dict[str, str]:
-    """Files by their name without the suffix, without folders, and without both, where only one is called so."""
-    short = {
-        name: {os.path.splitext(name)[0], (base := os.path.basename(name)), os.path.splitext(base)[0]} for name in names
-    }
-    count = Counter(called for each in short.values() for called in each)
-    return {called: name for name, each in short.items() for called in each if count[called] == 1}
-
-
 def _place(folder: str, value: str | None) -> str:
-    return os.path.normpath(folder + (value or "").replace("\\", "/"))
+    return os.path.normpath(folder + posix(value or ""))
 
 
 def _sampled(

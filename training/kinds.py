@@ -7,11 +7,12 @@ import json
 import os
 import zipfile
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 from triptych.modalities import MODALITIES
 from triptych.training.builtin import MODALITY
-from triptych.training.files import TABLES, documentation_name, hidden
+from triptych.training.files import TABLES, documentation_name, walk
 
 HEAD = 2**16  # bytes of a table of lines that are looked at
 FILES = 20_000  # of a large folder these are enough
@@ -35,13 +36,8 @@ def modality_in(name: str) -> tuple[str, str] | None:
 
 
 def _below(folder: Path) -> list[str]:
-    found = []
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not hidden(f))
-        found += [os.path.join(where, f) for f in sorted(files) if not hidden(f) and not documentation_name(f)]
-        if len(found) > FILES:
-            break
-    return found[:FILES]
+    files = (file for file in walk(str(folder), lambda *_: None) if not documentation_name(file.base))
+    return [file.opens for file in islice(files, FILES)]
 
 
 def _of_files(paths: list[str]) -> tuple[str, str] | None:

@@ -85,7 +85,7 @@ class Loop:
         divided = divided or divided_once(rows, config.data.eval_fraction, self.team)
         (self.table, self.numbers), (self.eval_table, self.eval_numbers) = divided
         self.recordings = rows.recordings()
-        limit = config.data.max_bad if config.data.max_bad is not None else max(10, len(rows) // 100)
+        limit = config.data.most_bad(len(rows))
         self.bad, self.clipped = BadSamples(self.folder, limit, self.team), Clipped(self.team)
         self.batch = global_batch(run, self.team.count)
         self.order = Order(len(self.table), self.batch, run.seed)

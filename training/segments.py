@@ -10,7 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 from triptych.modalities.base import segment
-from triptych.training.files import TABLES, File, Source, some
+from triptych.training.files import TABLES, File, Source, called_alone, some
 from triptych.training.tables import holds_text, plain, posix, read_files
 
 SECONDS = r"[ _]?(time)?[ _]?(\(?s(ec|econds)?\)?)?"
@@ -115,11 +115,7 @@ def _marks(source: Source, file: File, known: set[str], stems: dict[str, str]) -
 
 def _places(values: list[str | None], table: File, known: set[str]) -> list[str | None]:
     """The recording that each value names: by its path from the table, or a name that no other has."""
-    folder, short = "/".join((*table.folders, "")), {}
-    for name in known:
-        base = name.rpartition("/")[2]
-        for called in {base, os.path.splitext(base)[0]}:
-            short[called] = name if called not in short else None
+    folder, short = "/".join((*table.folders, "")), called_alone(known)
 
     def place(value: str) -> str | None:
         full = os.path.normpath(folder + value)

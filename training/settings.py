@@ -252,6 +252,10 @@ class Data:
         except LookupError:
             raise UserError(f"data.encoding {self.encoding!r} is none that Python knows; try latin-1") from None
 
+    def most_bad(self, rows: int) -> int:
+        """Unusable samples of so many rows that a run bears."""
+        return max(10, rows // 100) if self.max_bad is None else self.max_bad
+
 
 def said(function, *arguments):
     """Call what refuses by a `ValueError`; here it is the user's mistake."""

@@ -319,7 +319,7 @@ def whole(table, column: str, modality: Modality, data: Data, source: Source):
     if not holds_lines(modality) or not any("is not UTF-8" in note for note in source.notes):
         return table
     whole = table.filter(lambda rows: ["\ufffd" not in (v or "") for v in rows[column]], batched=True)
-    lost, most = len(table) - len(whole), data.max_bad if data.max_bad is not None else max(10, len(table) // 100)
+    lost, most = len(table) - len(whole), data.most_bad(len(table))
     if lost > most:
         bad = next(note for note in source.notes if "is not UTF-8" in note)
         raise UserError(

@@ -45,7 +45,7 @@ def rehearse(
         steps = optimizer(run, made)
         batch = run.per_device_train_batch_size * team.count
         order = Order(len(part.table), batch, run.seed)
-        bad = max(10, len(rows) // 100) if config.data.max_bad is None else config.data.max_bad
+        bad = config.data.most_bad(len(rows))
         samples = Samples(part.table, rows.column, rows.modality, made.views, run.seed, bad, part.numbers)
         computed, read = [], []
         began, enough = time.perf_counter(), False
