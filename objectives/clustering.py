@@ -77,11 +77,11 @@ class SwAV(Objective):
         self.projector = projector(backbone.pooled_width, head)
         self.prototypes = Prototypes(head.out, prototypes)
         self.queue = Queue(queue, 2, head.out) if queue else None
-        self.register_buffer("queue_counts", torch.zeros(()))
+        self.queue_counts = False
 
     def before_step(self, progress: Progress) -> None:
         self.prototypes.moves.fill_(progress.fraction >= self.frozen)
-        self.queue_counts.fill_(progress.fraction >= self.queue_from)
+        self.queue_counts = progress.fraction >= self.queue_from
 
     def represent(self, views: Batch) -> dict[str, Tensor]:
         sizes = (
@@ -93,7 +93,10 @@ class SwAV(Objective):
         projection = self.projector(z["pooled"])
         score = self.prototypes(projection)
         target = torch.stack([self.assign(score[large].detach(), large) for large in (0, 1)])
-        extras = {"projections": projection[:2].detach().transpose(0, 1), "identity": z["identity"]}
+        extras = {
+            "projections": F.normalize(projection[:2].detach(), dim=-1).transpose(0, 1),
+            "identity": z["identity"],
+        }
         loss = swapped_loss(score, target, self.temperature)
         used = perplexity(F.softmax(score[0] / self.temperature, dim=-1))
         return {"loss": loss, "prototypes_used": used, "features": z["pooled"][0].detach()} | extras
@@ -101,11 +104,11 @@ class SwAV(Objective):
     @torch.no_grad()
     def assign(self, score: Float[Tensor, "b k"], large: int) -> Float[Tensor, "b k"]:
         """To which prototypes the samples of a large view belong. The queue's are shared out among the ranks."""
-        if self.queue is None:
+        if self.queue is None or not self.queue_counts:
             return sinkhorn(score / self.epsilon, iterations=self.iterations)
         share = slice(collectives.rank(), None, collectives.ranks())
         earlier = self.prototypes(self.queue.values[share, large])
-        weight = torch.cat([score.new_ones(len(score)), self.queue.filled()[share] * self.queue_counts])
+        weight = torch.cat([score.new_ones(len(score)), self.queue.filled()[share]])
         return sinkhorn(torch.cat([score, earlier]) / self.epsilon, weight, self.iterations)[: len(score)]
 
     def after_step(self, extras: list[dict[str, Tensor]], progress: Progress) -> None:

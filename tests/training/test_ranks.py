@@ -161,8 +161,13 @@ def check_steps(alone: dict, ranks: list[dict], stage: int) -> None:
             assert distance(other["gradients"], one["gradients"]) == pytest.approx(0, abs=3e-5)
             assert other["weights"].keys() == one["weights"].keys()
             apart = {k: (other["weights"][k].float() - v.float()).abs().max().item() for k, v in one["weights"].items()}
-            worst = max(apart, key=apart.get)
-            assert apart[worst] == pytest.approx(0, abs=2e-5), worst
+            worst = max(apart, key=lambda name: apart[name] / bound_of(name))
+            assert apart[worst] == pytest.approx(0, abs=bound_of(worst)), worst
+
+
+def bound_of(name: str) -> float:
+    """Of the distance of weights or buffers. A queue holds outputs of batch norm: small deviations amplify rounding."""
+    return 2e-4 if name.endswith("queue.values") else 2e-5
 
 
 @pytest.mark.slow
