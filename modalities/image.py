@@ -39,6 +39,7 @@ from triptych.modalities.sizes import colours, look_at_pictures, picture_sizes
 from triptych.modalities.survey import Survey, spread
 from triptych.modalities.view import View, ViewSpec
 
+HEADS, HEAD = 512, 2**16  # rows of which so many bytes are read, to find deep pictures among others
 LOOKED_AT = 64  # rows from which the range of deep pictures is taken
 
 
@@ -207,12 +208,16 @@ class Image(Grid):
 
     def fit(self, rows, column: str) -> str | None:
         """Of sets with more than 8 bits, or other channels: one range for all, mean and deviation; says which."""
-        cells = [rows[i][column] for i in spread(len(rows), LOOKED_AT)]
-        if not self.arrays and all(self._tried(of_eight_bits, cell) in (None, True) for cell in cells):
-            return None  # found by their heads
+        looked_at = spread(len(rows), LOOKED_AT)
+        if not self.arrays:
+            deep = [i for i in spread(len(rows), HEADS) if self._tried(of_eight_bits, rows[i][column], HEAD) is False]
+            if not deep:
+                return None
+            if not set(deep) & set(looked_at):  # rare among others
+                looked_at += deep[:LOOKED_AT]
         looked = Looked()
-        for cell in cells:
-            if (raw := self._tried(self._raw, cell)) is not None:
+        for i in looked_at:
+            if (raw := self._tried(self._raw, rows[i][column])) is not None:
                 looked.add(raw)
         said = []
         for kind in looked.deep:
@@ -234,10 +239,10 @@ class Image(Grid):
         return f"of {sum(looked.count.values())} pictures looked at, " + "; ".join(said) if said else None
 
     @staticmethod
-    def _tried(look, cell: Any):
-        """What is made of the file of a cell; None if it cannot be read: the loader will count and name it."""
+    def _tried(look, cell: Any, most: int = -1):
+        """What is made of a cell's file, or its first bytes; None if it cannot be read: the loader will name it."""
         try:
-            return look(*content(cell))
+            return look(*content(cell, most))
         except NoReader as error:
             raise ValueError(str(error)) from error
         except Exception:

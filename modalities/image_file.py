@@ -3,7 +3,6 @@
 import io
 import os
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -63,12 +62,15 @@ def is_deep_png(source: bytes) -> bool:
     return source.startswith(PNG) and source[24] == 16 and source[25] in (2, 6)
 
 
-def content(value: Any) -> tuple[Any, str]:
-    """A cell -> the bytes of its file, or a PIL picture, and a name."""
+def content(value: Any, most: int = -1) -> tuple[Any, str]:
+    """A cell -> the bytes of its file (the first `most`, where they are read), or a PIL picture, and a name."""
     found = bytes_or_path(value)
     if isinstance(found, bytes):
         return found, str(value.get("path")) if isinstance(value, dict) else ""
-    return (Path(found).read_bytes(), str(found)) if isinstance(found, (str, os.PathLike)) else (found, "")
+    if isinstance(found, (str, os.PathLike)):
+        with open(found, "rb") as file:
+            return file.read(most), str(found)
+    return found, ""
 
 
 # Arrays.

@@ -57,6 +57,17 @@ def test_8_bits_stay_0_to_255_in_a_mixed_set_and_alone_are_bytes():
     np.testing.assert_array_equal(mixed.read(cell(ramp)).values[0], ramp / np.float32(255))
 
 
+def test_one_deep_picture_among_hundreds_is_found(tmp_path):
+    """Or it would be read as 0 to 65535, nearly black, without a word."""
+    ramp, rows = np.arange(256, dtype=np.uint8).reshape(16, 16), []
+    for i in range(400):
+        pillow.fromarray(FAINT if i == 211 else ramp).save(tmp_path / f"{i}.png")
+        rows.append({"image": str(tmp_path / f"{i}.png")})
+    mixed = Image(16, 4, channels=1)
+    assert "1 of integers of more than 8 bits, 1000 to 1299" in mixed.fit(rows, "image")
+    assert mixed.value_range == (0, 4095)
+
+
 def test_rows_of_8_bits_are_not_decoded_to_be_looked_at(monkeypatch):
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
     monkeypatch.setattr(Image, "_raw", None)
