@@ -1,4 +1,4 @@
-"""Probe: is a run any good? Frozen features, always beside the same encoder untrained, and the published start.
+"""Probe: is a run any good? Frozen features, always beside the same encoder untrained, the start, and plain data.
 
 python probe.py runs/mine [--data other] [--labels 2,10] [--draws 20] [--group patient]
 """
@@ -14,6 +14,7 @@ from triptych.training.errors import UserError, at_home, one_line_exit
 
 Values = dict[tuple[str, str, str], dict[str, dict[str, Any]]]  # by cell, encoder and measure: arrays `[draws u]`
 SAMPLES = 2000  # of a fine-tuning, by default
+PAGE = "triptych.evaluation.report"  # makes a run's page
 FEW_DRAWS = 10  # of few labels, by default; three are luck
 
 
@@ -37,8 +38,9 @@ def probe(
 ) -> list[dict]:
     """Linear probe and nearest neighbours on frozen features, beside the same encoder at random initialisation.
 
-    A run that started from a published checkpoint is shown beside that, too. Encoders are compared on the same rows,
-    with the same draws of labels.
+    Beside it stand plain data, too (small pixels, means and deviations of log-mel bins, TF-IDF of words: no encoder at
+    all), and of a run that started from a published checkpoint that one. All are compared on the same rows, with the
+    same draws of labels.
 
     Args:
         run: folder of the run, or of one of its checkpoints.
@@ -67,16 +69,20 @@ def probe(
         threads: threads for torch. Default: torch's own choice.
 
     Returns:
-        One dictionary a row of the table, also written to `probe.json` in the run's folder.
+        One dictionary a row of the table, also written to `probe.json` in the run's folder, which the run's page shows.
     """
     import dataclasses
+    from itertools import product
 
     import torch
 
-    from triptych.evaluation.features import extract
+    from triptych.evaluation import plain
+    from triptych.evaluation.features import PLAIN, POOLINGS, extract
     from triptych.evaluation.labels import splits
     from triptych.evaluation.load import from_run, published
+    from triptych.evaluation.probe_table import KEPT, print_labels, show
     from triptych.evaluation.probes import PROBES, measured, outputs
+    from triptych.training.checkpoint import write_aside
     from triptych.training.engine import pick_device
     from triptych.training.memory import held
     from triptych.training.sources import known_column
@@ -113,40 +119,53 @@ def probe(
         encoders["published"] = start
     values: Values = {}
     each: dict[tuple[str, str, str], dict[str, dict]] = {}
+
+    def judge_by(encoder: str, kind: str, few: int | None, x, t, poolings) -> None:
+        made = outputs(found, kind, x, y, t, few, draws if few else 1)
+        parts = measured(found, made, test_y, groups)
+        for pooling in poolings:
+            cell = str(few or "all"), kind, pooling
+            values.setdefault(cell, {})[encoder] = parts
+            if found.name == "several":
+                each.setdefault(cell, {})[encoder] = by_label(found, made, test_y)
+
     for encoder, backbone in encoders.items():
-        x, t = extract(backbone, learn, device=place), extract(backbone, judge, device=place)
-        if encoder == "pretrained":
+        first = encoder == "pretrained"
+        x, t = (extract(backbone, rows, device=place, plain=first) for rows in (learn, judge))
+        if first:
             for split, rows, got in (("to learn from", learn, x), ("to judge", judge, t)):
                 report_lost(split, len(rows), got)
             y, test_y, groups = y[x.row], test_y[t.row], groups if groups is None else groups[t.row]
             report_rare(found, y, test_y, labels)
+            without = plain.taken(learn.select(x.row), judge.select(t.row), x, t)
         assert len(x.row) == len(y) and len(t.row) == len(test_y)  # paired
-        for few in labels or [None]:
-            for kind in PROBES:
-                for pooling in x.x:
-                    made = outputs(found, kind, x.x[pooling], y, t.x[pooling], few, draws if few else 1)
-                    cell = str(few or "all"), kind, pooling
-                    values.setdefault(cell, {})[encoder] = measured(found, made, test_y, groups)
-                    if found.name == "several":
-                        each.setdefault(cell, {})[encoder] = by_label(found, made, test_y)
-            if finetune:
-                how = {"samples": finetune, "rate": finetune_rate, "pooling": "native", "device": place}
-                kept = learn.select(x.row), judge.select(t.row)
-                made = fine_tuned(backbone, found, *kept, y, few, draws if few else 1, how)
-                values.setdefault((str(few or "all"), "finetune", "native"), {})[encoder] = measured(
-                    found, made, test_y, groups
-                )
+        for few, kind in product(labels or [None], PROBES):
+            for pooling in x.x:
+                judge_by(encoder, kind, few, x.x[pooling], t.x[pooling], [pooling])
+        for few in labels or [None] if finetune else []:
+            how = {"samples": finetune, "rate": finetune_rate, "pooling": "native", "device": place}
+            kept = learn.select(x.row), judge.select(t.row)
+            made = fine_tuned(backbone, found, *kept, y, few, draws if few else 1, how)
+            values.setdefault((str(few or "all"), "finetune", "native"), {})[encoder] = measured(
+                found, made, test_y, groups
+            )
+    if without is not None:
+        for few, kind in product(labels or [None], PROBES):
+            judge_by(PLAIN, kind, few, *without, POOLINGS)  # the same beside each of them
     none = measured(found, [found.constant(test_y)], test_y, groups)
-    rows = compared(found, values, none)
+    rows, step = compared(found, values, none), json.loads((checkpoint / "state.json").read_text())["step"]
     for row in rows:
         if (by_encoder := each.get((row["labels"], row["probe"], row["pooling"]))) is not None:
             row["by_label"] = by_encoder[row["encoder"]]
+        row |= {"data": config.data.name, "step": step}
     where = "" if groups is None else f" of {len(set(groups.tolist())):,} groups"
     print(f"{len(y):,} rows to learn from, {len(test_y):,} to judge{where}; {described(found, test_y, none)}")
     if found.name == "several":
         print_labels(found, rows, test_y)
-    show(found, rows, every=found.name != "classes" or uneven(test_y))
-    (Path(run) / "probe.json").write_text(json.dumps(rows, indent=1))
+    show(rows, every=found.name != "classes" or uneven(test_y))
+    folder = checkpoint.parent if (checkpoint.parent / "config.yaml").is_file() else Path(run)
+    write_aside(folder / KEPT, json.dumps(rows, indent=1))
+    print(f"{folder / KEPT}: the page of the run shows it when it is written next, python -m {PAGE} {folder}")
     return rows
 
 
@@ -268,78 +287,6 @@ def uneven(test_y) -> bool:
 
     share = np.bincount(test_y) / len(test_y)
     return share.max() > min(0.75, 2 / max(1, (share > 0).sum()))
-
-
-def show(task, rows: list[dict], every: bool) -> None:
-    """Print the table of the measure that decides, and what it says; with `every`, the other measures' before it."""
-    for name in rows[0]["others"] if every else ():
-        print_table(task, [r | r["others"][name] | {"measure": name} for r in rows])
-    print_table(task, rows)
-    mine = [r for r in rows if r["encoder"] == "pretrained"]
-    print(
-        "over: the mean of paired differences (same rows, same draws), ± their deviation over draws, and the standard "
-        "error of the mean, of draws and test rows; sure where it is more than two of these"
-    )
-    answer = "an answer without a look at the row"
-    names = {"random": "the untrained encoder", "published": "the published start", task.none: answer}
-    if task.name == "classes":
-        names[task.none] = "always answering the largest class"
-    for other in mine[0]["above"]:
-        count = sum(r["above"][other]["sure"] for r in mine)
-        print(f"{count} of {len(mine)} cells are above {names[other]} by more than two standard errors")
-    print("pooling: native is what the exported model's own head reads, mean that of all pieces (of text: tokens)")
-    if "all" in {r["labels"] for r in mine} and not all(r["above"]["random"]["sure"] for r in mine):
-        print(
-            "with many labels an untrained encoder may do as well: try --labels 2,10, or a test split of other sources"
-        )
-
-
-def print_labels(task, rows: list[dict], test_y) -> None:
-    """What the linear probe of the native vector makes of each label, with the most labelled rows."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from triptych.evaluation.measures import WORDS
-
-    last = rows[-1]["labels"]
-    rows = [r for r in rows if (r["probe"], r["pooling"], r["labels"]) == ("linear", "native", last)]
-    heads = (f"{WORDS[name]} × 100, {r['encoder']}" for name in task.measures for r in rows)
-    table = Table(
-        "label", "rows to judge with it", *heads, title="label by label, linear, native", title_justify="left"
-    )
-    for label, count in zip(task.names, test_y.sum(0), strict=True):
-        found = [r["by_label"][label][name] for name in task.measures for r in rows]
-        table.add_row(label, f"{count:,}", *("-" if value is None else f"{value:.1f}" for value in found))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def print_table(task, rows: list[dict]) -> None:
-    """One measure of all cells, × 100."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from triptych.evaluation.measures import WORDS
-
-    mine = [r for r in rows if r["encoder"] == "pretrained"]
-    name, others = mine[0]["measure"], [o for o in mine[0]["above"] if o != task.none]
-    none = "largest" if task.name == "classes" else task.none
-    heads = (task.few, "probe", "pooling", "pretrained", *others, none, *(f"over {o}" for o in others))
-    table = Table(*heads, title=f"{WORDS[name]} × 100", title_justify="left")
-    for row in mine:
-        key = (row["labels"], row["probe"], row["pooling"])
-        same = {r["encoder"]: r for r in rows if (r["labels"], r["probe"], r["pooling"]) == key}
-        cells = [f"{same[e][name]:.1f} ± {same[e]['deviation']:.1f}" for e in ("pretrained", *others)]
-        table.add_row(*key, *cells, f"{row['none']:.1f}", *(difference(row["above"][o]) for o in others))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def difference(above: dict) -> str:
-    """`+3.1 ± 2.0 (error 0.7): gain`."""
-    deviation = "" if above["deviation"] is None else f" ± {above['deviation']:.1f}"
-    text = f"{above['mean']:+.1f}{deviation} (error {above['error']:.1f})"
-    if above["sure"]:
-        return f"{text}: gain"
-    return f"{text}: {'loss' if -above['mean'] > 2 * above['error'] else 'not sure'}"
 
 
 def listed(argv: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from triptych.training.loader import as_it_is, name_of
 from triptych.training.sources import Rows, relative
 
 POOLINGS = ("native", "mean")
+PLAIN = "plain"  # what stands beside them where no encoder was asked
 READ = 32  # rows that are taken from the table at once
 
 Bad = dict[int, tuple[str, str]]  # (name, reason) by row
@@ -36,18 +37,22 @@ def extract(
     batch: int = 250,
     workers: int | None = None,
     device: torch.device | str = "cpu",
+    plain: bool = False,
 ) -> Features:
     """Features by pooling: `native` is what the native head reads, `mean` that of all pieces (`Modality.average`).
 
     A row that is several samples, as long texts and sounds are, gets the mean of all of them.
-    `workers`: see `views`.
+    `workers`: see `views`. `plain`: also what the modality has without an encoder, if anything, as `plain`.
     """
     total: dict[str, np.ndarray] = {}
     count, bad = np.zeros(len(rows)), {}
     for view, row, _ in views(backbone, rows, bad, batch, workers, device):
         np.add.at(count, row, 1)
         pooled = backbone(view, (backbone.pooling, backbone.modality.average))
-        for pooling, vectors in zip(POOLINGS, pooled, strict=True):
+        made = dict(zip(POOLINGS, pooled, strict=True))
+        if plain and (values := backbone.modality.plain(view)) is not None:
+            made[PLAIN] = values
+        for pooling, vectors in made.items():
             vectors = vectors.double().cpu().numpy()
             sums = total.setdefault(pooling, np.zeros((len(rows), vectors.shape[1])))
             np.add.at(sums, row, vectors)

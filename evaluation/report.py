@@ -9,17 +9,16 @@ A run calls it at every save, in a process of its own: what goes wrong there is 
 import argparse
 import contextlib
 import io
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import yaml
 
+from triptych.evaluation import probe_table
 from triptych.evaluation.report_page import (
     OKABE_ITO,
     Figure,
@@ -33,10 +32,9 @@ from triptych.evaluation.report_page import (
     table,
     words,
 )
+from triptych.evaluation.report_run import Run, lead, private, read
 from triptych.training import checkpoint, own
-from triptych.training.errors import UserError, one_line
-from triptych.training.log import read_metrics
-from triptych.training.monitor import Monitor
+from triptych.training.errors import one_line
 from triptych.training.settings import flatten
 
 PAGE, CURVES, COMPARED, PICTURES = "report.html", "curves.png", "compare.html", "tensorboard_pictures"
@@ -62,44 +60,6 @@ PROBE = (
     ("gain over its start, points", ("probe_linear_gain", "probe_knn_gain", "probe_spearman_gain"), "", False),
 )
 NOT_OWN = {"step", "time", "epoch", "samples", "rankme_share", "probe_selection"}
-
-
-class Run(NamedTuple):
-    """What a run's folder holds."""
-
-    folder: Path
-    metrics: list[dict[str, Any]]
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    state: dict[str, Any]
-    bad: list[dict[str, Any]]
-
-    @property
-    def name(self) -> str:
-        return self.folder.resolve().name
-
-    def series(self, name: str) -> Line:
-        there = [f for f in self.metrics if isinstance(f.get(name), (int, float))]
-        return Line(name.replace("_", " "), [f["step"] for f in there], [f[name] for f in there])
-
-    def last(self, name: str) -> float | None:
-        return next((f[name] for f in reversed(self.metrics) if isinstance(f.get(name), (int, float))), None)
-
-
-def read(folder: str | Path) -> Run:
-    """Read a run's folder. Raises `UserError` where it is none."""
-    folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is not the folder of a run: it has no config.yaml")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    environment, state, bad = {}, {}, []
-    if (file := folder / "environment.json").is_file():
-        environment = json.loads(file.read_text())
-    if saved := checkpoint.folders(folder):
-        state = json.loads((saved[0] / "state.json").read_text())
-    if (file := folder / "bad_samples.jsonl").is_file():
-        bad = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-    return Run(folder, read_metrics(folder / "metrics.jsonl"), config, environment, state, bad)
 
 
 def panels(runs: list[Run], wanted) -> list[tuple[str, list[Line], str, bool]]:
@@ -154,77 +114,6 @@ def png(runs: list[Run], file: Path) -> None:
     os.replace(aside, file)
 
 
-def verdict(run: Run) -> list[tuple[str, str]]:
-    """What there is to say, in sentences, each `good`, `look` or `bad`."""
-    said, state = [], run.state
-    if not run.metrics:
-        return [("look", "Nothing was logged yet.")]
-    last = run.metrics[-1]
-    step, steps = last["step"], state.get("steps")
-    seconds = sum(
-        (now.get("samples", 0) - before) / now["samples_per_second"]
-        for before, now in zip([0] + [f.get("samples", 0) for f in run.metrics], run.metrics, strict=False)
-        if now.get("samples_per_second")
-    )
-    spent = f"{last.get('samples', 0):,} samples, {last.get('epoch', 0):.1f} epochs, {clock(seconds)}"
-    if steps and step >= steps:
-        said.append(("good", f"Finished: {step:,} of {steps:,} steps; {spent}."))
-    else:
-        said.append(("look", f"Not finished: step {step:,}{f' of {steps:,}' if steps else ''}; {spent}."))
-    monitor = Monitor(steps or step)
-    if figures := next((f for f in reversed(run.metrics) if "rankme_share" in f), None):
-        monitor.last = {k: figures[k] for k in ("feature_deviation", "rankme", "rankme_share", "mean_cosine")}
-        kind = "bad" if monitor.collapsed else "look" if monitor.narrow else "good"
-        said.append((kind, f"Features: {monitor.verdict()}."))
-    for kind in ("linear", "spearman"):
-        if (gain := run.last(f"probe_{kind}_gain")) is not None:
-            error = 2 * (run.last(f"probe_{kind}_gain_error") or 0.0)
-            mark, sure = (
-                ("good", "better")
-                if gain > error
-                else ("bad", "WORSE")
-                if -gain > error
-                else ("look", "not surely other")
-            )
-            now = f"{run.last(f'probe_{kind}'):.1f} of 100, {gain:+.1f} ± {error / 2:.1f} points"
-            said.append((mark, f"Judged on {run.config.get('probe_data')} ({kind}): {sure} than its start: {now}."))
-    losses = [f["loss"] for f in run.metrics if isinstance(f.get("loss"), (int, float))]
-    if losses:
-        tenth = losses[-max(1, len(losses) // 10) :]
-        end, held = sum(tenth) / len(tenth), run.last("eval_loss")
-        fell = end < losses[0]
-        also = f"; {held:.4g} on samples that were held out" if held is not None else ""
-        said.append(
-            (
-                "good" if fell else "look",
-                f"The loss {'fell' if fell else 'did not fall:'} from {losses[0]:.4g} to {end:.4g}{also}.",
-            )
-        )
-    if (wait := run.last("data_wait")) is not None and wait > 0.1:
-        said.append(("look", f"The device waits for data {wait:.0%} of the time: more workers, or smaller files."))
-    if lost := state.get("step", 0) - state.get("applied", state.get("step", 0)):
-        said.append(("look", f"{lost} steps changed nothing, for their gradient was not finite."))
-    if run.bad:
-        said.append(("look", f"{len(run.bad)} unusable samples were replaced; they are named below."))
-    return said
-
-
-def clock(seconds: float) -> str:
-    seconds = round(seconds)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} of training"
-
-
-def lead(run: Run) -> str:
-    signs = {"good": ("✓", "good"), "look": ("!", "have a look"), "bad": ("✗", "bad")}
-    items = (
-        f'<li class="{kind}"><b role="img" aria-label="{signs[kind][1]}">{signs[kind][0]}</b>{words(text)}</li>'
-        for kind, text in verdict(run)
-    )
-    c = run.config
-    what = f"{c['objective']['name']} on {c['modality']['name']}, data {c['data']['name']}"
-    return f'<p>{words(private(what, run))}</p><ul class="verdict">{"".join(items)}</ul>'
-
-
 def spectrum(runs: list[Run]) -> Figure | None:
     """Singular values of the latest features of training, as their checkpoint has them."""
     import torch
@@ -266,16 +155,6 @@ def spectrum(runs: list[Run]) -> Figure | None:
     return drawn("spectrum of the features: singular values, the largest is 1", draw)
 
 
-def private(text: str, run: Run) -> str:
-    """Without the folders that lead to the data, to the program, to where it was started, or to the user's home."""
-    here, data = str(Path(__file__).parents[1]), str(run.config["data"]["name"])
-    above = os.path.dirname(data.rstrip("/")) if os.path.isabs(data) else ""
-    for folder, short in ((above, ""), (here, ""), (os.getcwd(), ""), (os.path.expanduser("~"), "~/")):
-        if len(folder) > 1:
-            text = text.replace(folder + "/", short)
-    return text
-
-
 def curves(runs: list[Run]) -> list[Section]:
     made = [Section("Training", grid(figures(runs, TRAINING)))]
     features = figures(runs, FEATURES)
@@ -288,7 +167,20 @@ def curves(runs: list[Run]) -> list[Section]:
         made.append(Section("What the objective says of itself", grid(own)))
     if probe := figures(runs, PROBE):
         made.append(Section("Judged on labels", grid(probe), "The start is the same encoder before the first step."))
-    return made
+    named = [(run, run.name if len(runs) > 1 else "") for run in runs if run.probed]
+    return made + [probe_section(run, name) for run, name in named]
+
+
+def probe_section(run: Run, name: str) -> Section:
+    """What `probe.py` printed: the measure that decides, and the others."""
+    *others, first = [probe_table.table_of(rows) for rows in probe_table.measures(run.probed).values()]
+    body = f"<h3>{words(first[0])}</h3>" + table(first[2], first[1])
+    more = "".join(f"<h3>{words(title)}</h3>" + table(lines, heads) for title, heads, lines in others)
+    body += f"<details><summary>Other measures</summary>{more}</details>" if more else ""
+    data = private(run.probed[0]["data"], run)
+    data = os.path.basename(data.rstrip("/")) if os.path.isabs(data) else data
+    note = f"probe.py on {data}, of step {run.probed[0]['step']:,}. {probe_table.NOTE}"
+    return Section(f"Probe{f': {name}' if name else ''}", body, note)
 
 
 def facts(run: Run, read_as: str = "") -> list[Section]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import issparse
 
 from triptych.evaluation import measures
 
@@ -44,7 +45,10 @@ class Task:
         return np.arange(len(y)) if few is None else np.random.RandomState(seed).permutation(len(y))[:few]
 
     def fit(self, kind: str, x: np.ndarray, y: np.ndarray, test_x: np.ndarray) -> Float[np.ndarray, "n k"]:
-        """Output of a probe: `linear`, on standardised features, or `knn`, the 20 nearest by cosine."""
+        """Output of a probe: `linear`, on standardised features, or `knn`, the 20 nearest by cosine.
+
+        `x` may be a sparse matrix, which is not standardised.
+        """
         raise NotImplementedError
 
     def constant(self, y: np.ndarray) -> Float[np.ndarray, "n k"]:
@@ -97,11 +101,11 @@ class Classes(Task):
         from sklearn.neighbors import KNeighborsClassifier
 
         if kind == "linear":
-            model = standardised(LogisticRegression())
+            model = standardised(LogisticRegression(), x)
         else:
-            model = KNeighborsClassifier(min(NEIGHBOURS, len(x)), metric="cosine", weights="distance")
+            model = KNeighborsClassifier(min(NEIGHBOURS, x.shape[0]), metric="cosine", weights="distance")
         found = quietly(model.fit, x, y)
-        output = np.full((len(test_x), max(len(self.names), int(found.classes_.max()) + 1)), -1.0)
+        output = np.full((test_x.shape[0], max(len(self.names), int(found.classes_.max()) + 1)), -1.0)
         output[:, found.classes_] = found.predict_proba(test_x)
         return output
 
@@ -123,9 +127,9 @@ class Several(Task):
 
         if kind == "knn":
             return nearby(x, y, test_x)
-        model = standardised(OneVsRestClassifier(LogisticRegression()))
+        model = standardised(OneVsRestClassifier(LogisticRegression()), x)
         found = quietly(model.fit, x, y if y.shape[1] > 1 else y[:, 0])
-        return found.decision_function(test_x).reshape(len(test_x), -1)
+        return found.decision_function(test_x).reshape(test_x.shape[0], -1)
 
     def constant(self, y):
         return np.tile(y.mean(0), (len(y), 1))
@@ -143,7 +147,9 @@ class Numbers(Task):
 
         if kind == "knn":
             return nearby(x, y[:, None], test_x)
-        return quietly(standardised(RidgeCV(np.logspace(-2, 5, 8))).fit, x, y).predict(test_x)[:, None]
+        # Of many rows of many words, scikit-learn's way without folds takes minutes.
+        model = RidgeCV(np.logspace(-2, 5, 8), cv=5 if issparse(x) and x.shape[0] > 1000 else None)
+        return quietly(standardised(model, x).fit, x, y).predict(test_x)[:, None]
 
     def constant(self, y):
         return np.full((len(y), 1), y.mean())
@@ -160,11 +166,12 @@ def draw(labels: np.ndarray, per_class: int | None, seed: int) -> np.ndarray:
     return np.concatenate([random.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.unique(labels)])
 
 
-def standardised(model):
+def standardised(model, x):
+    """The model behind a scaler. Sparse values are counts of words, which a scaler would make all equally rare."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), model)
+    return model if issparse(x) else make_pipeline(StandardScaler(), model)
 
 
 def quietly(fit, x, y):
@@ -181,5 +188,5 @@ def nearby(x: np.ndarray, y: np.ndarray, test_x: np.ndarray) -> Float[np.ndarray
     """The mean of the nearest rows' values, weighted by distance."""
     from sklearn.neighbors import KNeighborsRegressor
 
-    model = KNeighborsRegressor(min(NEIGHBOURS, len(x)), metric="cosine", weights="distance")
+    model = KNeighborsRegressor(min(NEIGHBOURS, x.shape[0]), metric="cosine", weights="distance")
     return model.fit(x, y.astype(float)).predict(test_x)

@@ -301,6 +301,15 @@ class Audio(Recordings):
         columns = ((valid - self.tile[1]) // self.stride[1] + 1).clamp(min=1)
         return made.replace(ordinary=made.position[..., 1] < columns[:, None])
 
+    def plain(self, view: View) -> Float[Tensor, "b v"]:
+        """Mean and deviation over time of each log-mel bin, without padding."""
+        values = self.uncut(view).float()[:, 0].mT
+        valid = before(view.valid_frames.clamp(min=1), values)
+        count = valid.sum(1)
+        mean = (values * valid).sum(1) / count
+        deviation = ((values - mean[:, None]).square() * valid).sum(1) / count
+        return torch.cat([mean, deviation.sqrt()], 1)
+
     @torch.no_grad()
     def shown(self, view: View, other: "Audio") -> View:
         """The same log-mel values under the other's statistics, cut or padded as the native extractor pads."""

@@ -1,5 +1,6 @@
 """What a modality is: the adapter between a row of data and the pieces that an embedding sees. It has no parameters."""
 
+import math
 import os
 import re
 from functools import partial
@@ -25,6 +26,7 @@ class NoSamples(ValueError):
     """Rows of which none gives a sample."""
 
 
+PLAIN = 1024  # values of a picture that is compared without an encoder: 32 × 32 of grey, 18 × 18 of colours
 Span = tuple[float, float]  # seconds of a recording: where it begins and ends
 SPAN = re.compile(r"#t=([0-9.e+-]+),([0-9.e+-]+)$")
 
@@ -229,6 +231,12 @@ class Modality:
         """What a piece holds, as numbers that no training changes: for targets that are made of the input alone."""
         raise NotImplementedError
 
+    def plain(self, view: View) -> Float[Tensor, "b v"] | None:
+        """What a sample is without any encoder, as a few numbers, of a prepared evaluation view: for the probe to
+        compare. None: nothing is compared, or texts, whose words the probe counts.
+        """
+        return None
+
     def shown(self, view: View, other: "Modality") -> View:
         """A view as another modality of this kind has it: of its size, normalised and cut into pieces its way."""
         raise NotImplementedError
@@ -273,6 +281,12 @@ class Grid(Modality):
 
     def numbers(self, view: View) -> Float[Tensor, "r n p"]:
         return view.data
+
+    def plain(self, view: View) -> Float[Tensor, "b v"]:
+        """The values themselves, shrunk by means of areas to about `PLAIN` of them."""
+        values = self.uncut(view).float()
+        share = min(1.0, math.sqrt(PLAIN / values[0].numel()))
+        return F.adaptive_avg_pool2d(values, [max(1, round(side * share)) for side in values.shape[2:]]).flatten(1)
 
     def uncut(self, view: View, weight: Float[Tensor, "r n p"] | None = None) -> Float[Tensor, "r c h w"]:
         """The values that pieces were cut from; of values that several pieces hold, their mean, by `weight`."""

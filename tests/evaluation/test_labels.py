@@ -174,7 +174,7 @@ def test_a_probe_of_each_task_with_groups(run, tmp_path, capsys):
     for label, task in asked.items():
         rows = probe(run, data, label_column=label, group="who", labels=[8], draws=3)
         said = capsys.readouterr().out
-        assert {r["task"] for r in rows} == {task} and len(rows) == 2 * 2 * 2
+        assert {r["task"] for r in rows} == {task} and len(rows) == 3 * 2 * 2
         assert set(rows[0]["others"]) == others[task]
         for row in (r for r in rows if r["encoder"] == "pretrained"):
             for name, found in {row["measure"]: row, **row["others"]}.items():

@@ -183,18 +183,20 @@ def test_the_command_writes_a_table_beside_the_untrained_encoder(tmp_path, capsy
     probe.main([str(tmp_path / "run"), "--data", str(data), "--labels", "[2,5]", "--draws", "3"])
     rows = json.loads((tmp_path / "run" / "probe.json").read_text())
     cells = {(r["encoder"], r["pooling"], r["probe"], r["labels"]) for r in rows}
-    assert len(cells) == len(rows) == 2 * 2 * 2 * 2
+    assert len(cells) == len(rows) == 3 * 2 * 2 * 2
     said = capsys.readouterr().out
     assert "cells are above the untrained encoder by more than two standard errors" in said
     assert "always answering the largest (a): 50.0" in said
     mine = [r for r in rows if r["encoder"] == "pretrained"]
-    assert all(r["none"] == 50.0 and r["above"].keys() == {"random", "largest class"} for r in mine)
+    assert all(r["none"] == 50.0 and r["above"].keys() == {"random", "plain", "largest class"} for r in mine)
     for r in mine:
-        other = next(
-            o for o in rows if o["encoder"] == "random" and all(o[k] == r[k] for k in ("labels", "probe", "pooling"))
-        )
-        assert r["above"]["random"]["mean"] == pytest.approx(r["accuracy"] - other["accuracy"])
-    assert said.count(": gain") == sum(r["above"]["random"]["sure"] for r in mine)
+        for name in ("random", "plain"):
+            other = next(
+                o for o in rows if o["encoder"] == name and all(o[k] == r[k] for k in ("labels", "probe", "pooling"))
+            )
+            assert r["above"][name]["mean"] == pytest.approx(r["accuracy"] - other["accuracy"])
+    assert said.count(": gain") == sum(r["above"][name]["sure"] for r in mine for name in ("random", "plain"))
+    assert said.count("Linear probe of ") == 2 and {(r["data"], r["step"]) for r in rows} == {(str(data), 1)}
 
 
 def test_a_run_that_started_somewhere_is_shown_beside_that(tmp_path, capsys):
@@ -205,8 +207,8 @@ def test_a_run_that_started_somewhere_is_shown_beside_that(tmp_path, capsys):
     config, objective = finished("image", "mae", tmp_path / "run", {"positions": "learned", "channels": 3}, **options)
     data = table("image", tmp_path / "data")
     rows = probe.probe(tmp_path / "run", data=str(data), labels=[3], draws=3)
-    assert {r["encoder"] for r in rows} == {"pretrained", "random", "published"}
-    assert rows[0]["above"].keys() == {"random", "published", "largest class"}
+    assert {r["encoder"] for r in rows} == {"pretrained", "random", "published", "plain"}
+    assert rows[0]["above"].keys() == {"random", "published", "plain", "largest class"}
     said = capsys.readouterr().out
     assert "of 4 cells are above the published start" in said
     begun = published(config, tmp_path / "run" / "checkpoint-1")
@@ -215,7 +217,7 @@ def test_a_run_that_started_somewhere_is_shown_beside_that(tmp_path, capsys):
     assert not torch.equal(begun.encoder.norm.bias, objective.backbone.encoder.norm.bias)
     shutil.rmtree(start)
     rows = probe.probe(tmp_path / "run", data=str(data), labels=[3], draws=3)
-    assert {r["encoder"] for r in rows} == {"pretrained", "random"}
+    assert {r["encoder"] for r in rows} == {"pretrained", "random", "plain"}
     assert "published start, which cannot be read" in capsys.readouterr().out
 
 

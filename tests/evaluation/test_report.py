@@ -136,6 +136,27 @@ def test_what_is_said_of_a_run_that_is_ill(runs, tmp_path):
     assert {"code use", "gain over its start, points"} <= set(Page(text).captions)
 
 
+def test_what_the_probe_said_is_on_the_page(runs, tmp_path):
+    folder = shutil.copytree(runs["image"], tmp_path / "probed")
+    gain = {"mean": 4.0, "deviation": 1.0, "error": 1.0, "sure": True}
+    row = {"encoder": "pretrained", "pooling": "mean", "probe": "linear", "labels": "2", "task": "classes"}
+    row |= {"measure": "accuracy", "accuracy": 61.25, "deviation": 2.0, "none": 50.0, "step": 6, "data": "/else/where"}
+    above = {"random": gain, "plain": gain | {"mean": -2.0, "sure": False}, "largest class": gain}
+    others = {"auroc": {"auroc": 70.0, "deviation": 2.0, "none": 50.0, "above": above}}
+    rows = [row | {"others": others, "above": above}]
+    for name in ("random", "plain"):
+        rows.append(row | {"encoder": name, "others": {"auroc": {"auroc": 60.0, "deviation": 1.0, "none": 50.0}}})
+    (folder / "probe.json").write_text(json.dumps(rows))
+    made = report.curves([run := report.read(folder)])[-1]
+    assert made.title == "Probe" and "probe.py on where, of step 6" in made.note
+    assert "<td>61.2 ± 2.0</td>" in made.body and "AUROC" in made.body
+    assert "-2.0 ± 1.0 (error 1.0): not sure" in made.body
+    lead = report.lead(run)
+    assert "above the untrained encoder (+4.0 ± 1.0); NOT surely above plain data (-2.0 ± 1.0)" in lead
+    (folder / "probe.json").write_text(json.dumps([{"encoder": "pretrained", "accuracy": 60.0}]))  # of before
+    assert not report.read(folder).probed
+
+
 def test_a_folder_that_is_no_run_is_one_line(tmp_path):
     with pytest.raises(UserError, match="is not the folder of a run"):
         report.read(tmp_path)
