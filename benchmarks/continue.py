@@ -27,17 +27,18 @@ ROOT = Path(__file__).parents[1]
 SETS = {
     "subj": ("minilm", {"modality.max_length": 64}, "ag_news"),
     "ag_news": ("minilm", {"modality.max_length": 64}, "subj"),
-    "imdb": ("minilm", {"modality.max_length": 64}, "subj"),
+    "imdb": ("minilm", {"modality.max_length": 64, "max_steps": 250}, "subj"),  # of 1,400: as many samples as subj
     "clothing": ("focus", {"modality.image_size": 112}, "cifar10"),
     "fsdd": ("an4", {}, "esc10"),
 }
-# What each recipe changes of the continue recipe of its modality. `recipe` is that itself.
+# What each recipe changes of the continue recipe of its modality. `recipe` is that itself; `recipe#1` has seed 1.
 RECIPES = {
     "recipe": {},
     "trivial": {"modality.augmentation": "span", "objective.scale": "[0.5, 0.5]"},
     "masked": {"objective": "masked", "learning_rate": 3e-5},
     "full_rate": {"learning_rate": 1e-3, "train_last": "null", "head_steps": 0, "trunk_scale": 1.0},
     "all_blocks": {"train_last": "null", "trunk_scale": 0.1},
+    "gentle": {"trunk_scale": 0.03},
     "byol": {"objective": "byol", "learning_rate": 3e-4},
     "mae": {"objective": "mae", "learning_rate": 1e-4},
 }
@@ -47,12 +48,18 @@ SOUND = ["--config", str(ROOT / "configs" / "audio_mae.yaml"), "--max_steps=800"
 LABELS, DRAWS, MOST, KEPT_ROWS, PAIRS = (5, 20), 10, 2000, 1000, 1500
 
 
+def known(recipe: str) -> str:
+    if recipe.partition("#")[0] not in (*RECIPES, *PEERS):
+        raise argparse.ArgumentTypeError(f"{recipe!r} is none of {', '.join([*RECIPES, *PEERS])}")
+    return recipe
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--checkpoints", type=Path, required=True)
     parser.add_argument("--set", choices=SETS, nargs="+", default=list(SETS))
-    parser.add_argument("--recipe", choices=[*RECIPES, *PEERS], nargs="+", default=["recipe"])
+    parser.add_argument("--recipe", type=known, nargs="+", default=["recipe"], metavar="RECIPE")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "continue")
     parser.add_argument("--to", type=Path, default=ROOT / "runs" / "continue" / "cells.jsonl")
     parser.add_argument("--threads", type=int, default=1)
@@ -89,7 +96,8 @@ def cell(name: str, recipe: str, args):
         start = args.work / "an4"
         train([*SOUND, f"--data={args.shared / 'an4'}", f"--output_dir={start}"], args.threads)
     options = {"data": data, "init_from": start, "output_dir": run, "device": "cpu", "report_to": "none"}
-    options |= {"probe_data": data, "keep": "best"} | size | RECIPES[recipe]
+    recipe, _, seed = recipe.partition("#")
+    options |= {"probe_data": data, "keep": "best"} | size | RECIPES[recipe] | ({"seed": seed} if seed else {})
     clock = time.time()
     said = train([f"--{k}={v}" for k, v in options.items()], args.threads)
     minutes = round((time.time() - clock) / 60, 1)

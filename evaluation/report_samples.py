@@ -27,7 +27,7 @@ SIDE, LARGE, PLAYED = (
     224,
     5.0,
 )  # pixels of a small picture, of a large one at most; seconds of sound that are played
-GREY = 127  # where something was hidden
+GREY, PALE = 127, 225  # where something was hidden, and behind the end of a sample
 RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # that MP3 has, in Hz
 
 
@@ -42,12 +42,12 @@ def sections(objective, rows: Rows, fraction: float, board: Path | None = None, 
         features = encoded(backbone, rows)
     except (ValueError, RuntimeError) as error:
         return [*made, Section("Neighbours and map", f"<p>could not be made: {words(error)}</p>")]
-    return [
-        *made,
+    made += [
         part("Nearest neighbours", lambda: nearest(*features)),
         part("Map of the features", lambda: spread(*features)),
         part("Pieces by their features", lambda: pieces(backbone, rows)),
     ]
+    return [section for section in made if section.body]
 
 
 def part(title: str, make: Callable[[], tuple[str, str]]) -> Section:
@@ -73,6 +73,8 @@ def seen(objective, rows: Rows, fraction: float, board: Path | None = None, step
         post(lines, board, step)
     where = "that were held out of training" if len(held(rows, fraction)) >= SEEN else "of the data"
     note = f"{SEEN} samples {where}, as the objective asks for them. A column is a sample."
+    if any(one.picture is not None and one.picture.ndim == 2 for _, line in lines for one in line):
+        note += " Grey is hidden, pale is padding."
     return sample_table([(name, [shown(one) for one in line]) for name, line in lines]), note
 
 
@@ -147,14 +149,15 @@ def said(word) -> str:
 
 
 def painted(picture: np.ndarray) -> np.ndarray:
-    """Values in 0 to 1 -> colours in bytes; a quantity by a map that the colour-blind read, what is hidden grey."""
-    hidden = np.isnan(picture) if picture.ndim == 2 else np.isnan(picture).any(-1)
+    """Values in 0 to 1 -> colours in bytes; a quantity by a map that the colour-blind read, NaN grey, infinity pale."""
+    flat = picture if picture.ndim == 2 else picture.sum(-1)
+    values = np.where(np.isfinite(picture), picture, 0)
     if picture.ndim == 2:
         from matplotlib import colormaps
 
-        picture = colormaps["cividis"](np.nan_to_num(picture))[..., :3]
-    made = np.rint(np.nan_to_num(picture) * 255).astype(np.uint8)
-    made[hidden] = GREY
+        values = colormaps["cividis"](values)[..., :3]
+    made = np.rint(values * 255).astype(np.uint8)
+    made[np.isnan(flat)], made[np.isinf(flat)] = GREY, PALE
     return made
 
 
@@ -321,13 +324,13 @@ def sheet(looks: list[Exhibit], across: int) -> str:
 
 @torch.no_grad()
 def pieces(backbone: Backbone, rows: Rows) -> tuple[str, str]:
-    """Pieces in the colours of the three directions in which their tokens differ most, beside the sample."""
+    """Pieces in the colours of the three directions in which their tokens differ most; nothing without two axes."""
     modality = backbone.modality
     cells = (rows.table[int(i)][rows.column] for i in some(len(rows), 4 * SEEN))
     raw = [view for view in (evaluation(modality, cell) for cell in cells) if view is not None][:SEEN]
     views = [modality.prepare(view) for view in raw]
-    if not views or any(view.grid is None or len(view.grid) != 2 for view in views):
-        return "<p>These samples have no two axes to draw pieces on.</p>", ""
+    if any(view.grid is None or len(view.grid) != 2 for view in views):
+        return "", ""
     tokens = [backbone.encode(view).pieces[0].double().numpy() for view in views]
     mean = np.concatenate(tokens).mean(0)
     _, _, directions = np.linalg.svd(np.concatenate(tokens) - mean, full_matrices=False)

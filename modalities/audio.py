@@ -329,10 +329,11 @@ class Audio(Recordings):
         other.statistics  # noqa: B018  # refuses where they are not known
 
     def exhibit(self, view: View, seen: Seen | None = None) -> list[Exhibit]:
-        """Spectrograms, low tones at the bottom; of a view that was not prepared yet the wave, too, without padding."""
+        """Spectrograms, low tones at the bottom, padding infinite; of a view that was not prepared the wave, too."""
         made = view if view.position is not None else self.prepare(view)
         shades = (self.assembled(made, seen)[:, 0].flip(1) * (2 / SHADES) + 1) / 2
-        shades = shades.clamp(0, 1).cpu()
+        padding = torch.arange(shades.shape[-1], device=shades.device) >= made.valid_frames[:, None, None]
+        shades = torch.where(padding, torch.inf, shades.clamp(0, 1)).cpu()
         if view.position is not None:
             return [Exhibit(picture=one.numpy()) for one in shades]
         ends = [self.framing.samples(int(frames)) for frames in view.valid_frames]
