@@ -67,14 +67,12 @@ def panels(runs: list[Run], wanted) -> list[tuple[str, list[Line], str, bool]]:
     made = []
     for title, names, unit, log in wanted:
         found = []
-        for run in runs:
-            for name in names:
+        for number, run in enumerate(runs):
+            for dash, name in enumerate(names):
                 if len((line := run.series(name)).x):
-                    found.append(
-                        line
-                        if len(runs) == 1
-                        else line._replace(name=run.name + ("" if name == names[0] else f", {line.name}"))
-                    )
+                    if len(runs) > 1:
+                        line = Line(f"{run.name}, {line.name}" if dash else run.name, line.x, line.y, number, dash)
+                    found.append(line)
         if found:
             made.append((title, found, unit, log))
     return made
@@ -272,7 +270,10 @@ def compare(folders: list[str], to: Path) -> Path:
         "samples",
     ]
     last = [
-        (name.replace("_", " "), *("" if (v := run.last(name)) is None else f"{v:,.4g}" for run in runs))
+        (
+            name.replace("_", " "),
+            *("" if (v := run.last(name)) is None else f"{v:,.0f}" if v >= 1e4 else f"{v:.4g}" for run in runs),
+        )
         for name in wanted
         if any(run.last(name) is not None for run in runs)
     ]

@@ -46,9 +46,13 @@ class Figure:
 
 
 class Line(NamedTuple):
+    """`colour`: lines of one number have one colour, where several runs are shown; `dash`: tells these apart."""
+
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    colour: int | None = None
+    dash: int = 0
 
 
 def words(text: object) -> str:
@@ -125,7 +129,8 @@ def lines(axes, series: list[Line], unit: str = "", log: bool = False) -> list[t
         x, y = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
         keep = thinned(len(x), DRAWN)
         few = {"marker": "o", "markersize": 3} if len(x) <= 40 else {}
-        dash = DASHES[number // len(OKABE_ITO) % len(DASHES)] if number >= len(OKABE_ITO) else "-"
+        number = number if line.colour is None else line.colour
+        dash = DASHES[(line.dash + number // len(OKABE_ITO)) % len(DASHES)]
         axes.plot(x[keep], y[keep], dash, color=OKABE_ITO[number % len(OKABE_ITO)], lw=1.4, label=line.name, **few)
         name = f"{line.name}: " if len(series) > 1 else ""
         said += [
