@@ -7,6 +7,7 @@ import yaml
 from triptych.encoders.native import FAMILIES
 from triptych.evaluation.card_arrays import arrays_facts, snippet
 from triptych.modalities.image_processor import resized_extent
+from triptych.training.fields import asked
 
 
 def card(
@@ -30,7 +31,8 @@ def card(
     )
     used = yaml.safe_load((checkpoint / "config.yaml").read_text())
     settings = yaml.safe_dump(public({k: v for k, v in used.items() if k != "output_dir"}), sort_keys=False)
-    facts, parts = FACTS[modality](backbone.modality)
+    columns = asked(config.data.column)[1:] if backbone.modality.stacks else []
+    facts, parts = FACTS[modality](backbone.modality, columns)
     facts |= {"Data": f"`{public(data_set)}`", "Checkpoint": f"`{checkpoint.name}`"}
     if start:
         facts["Started from"] = f"`{public(start)}`"
@@ -85,10 +87,13 @@ NO_CLASSIFIER = (
 )
 
 
-def image_facts(image) -> tuple[dict[str, str], dict[str, str]]:
-    """What a user must know of the input, and what is put into the snippet."""
+def image_facts(image, columns) -> tuple[dict[str, str], dict[str, str]]:
+    """What a user must know of the input, and what is put into the snippet.
+
+    `columns`: those that hold a channel each.
+    """
     if image.arrays:
-        return {"Window": window_of(image)} | arrays_facts(image), {"snippet": snippet(image)}
+        return {"Window": window_of(image)} | arrays_facts(image, columns), {"snippet": snippet(image, columns)}
     low, high = (f"{value:.15g}" for value in image.ranges["integers"])
     colour = {1: "made grey by the model itself", 3: "RGB", 4: "RGBA; stock pipelines drop the alpha, so give arrays"}
     facts = {
@@ -97,6 +102,10 @@ def image_facts(image) -> tuple[dict[str, str], dict[str, str]]:
         "shows what is below",
         "More than 8 bits a channel": f"{low} is black, {high} white. Pillow would cut at 255, so see below",
     }
+    if columns:
+        facts["Channels"] = (
+            f"{', '.join(columns)}, in this order, a file each; `PIL.Image.merge` makes a picture of them"
+        )
     return facts, {"low": low, "high": high, "mode": "RGBA" if image.channels == 4 else "RGB"}
 
 
@@ -113,7 +122,7 @@ def window_of(image) -> str:
     return f"the whole picture, squeezed to {wanted}"
 
 
-def audio_facts(audio) -> tuple[dict[str, str], dict[str, str]]:
+def audio_facts(audio, _) -> tuple[dict[str, str], dict[str, str]]:
     facts = {
         "Rate": f"{audio.rate:,} Hz, mono, {audio.mel_bins} mel bins from 20 to {audio.rate // 2:,} Hz. The processor "
         "refuses other rates: sounds were resampled (`torchaudio`), as the lines below do",
@@ -124,7 +133,7 @@ def audio_facts(audio) -> tuple[dict[str, str], dict[str, str]]:
     return facts, {"window": str(audio.window)}
 
 
-def text_facts(text) -> tuple[dict[str, str], dict[str, str]]:
+def text_facts(text, _) -> tuple[dict[str, str], dict[str, str]]:
     first, last = text.tokenizer.cls_token, text.tokenizer.sep_token
     facts = {"Window": f"{text.max_length} tokens, with `{first}` and `{last}`; to read all of a text, see below"}
     return facts, {"window": str(text.max_length - 2)}

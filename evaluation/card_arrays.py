@@ -1,5 +1,8 @@
 """Of a model card: how files with more than 8 bits or other channels become the arrays that the processor takes."""
 
+import re
+from collections.abc import Sequence
+
 from triptych.modalities.image_processor import white_of
 
 COLOUR = """    elif path.endswith((".tif", ".tiff")) and is_deep(page := tifffile.TiffFile(path).pages[0]):
@@ -75,13 +78,17 @@ def features(values):
     return {{pooled}}[0]
 
 
-print(features({white} * np.random.rand({channels}, 240, 320)).shape)  # of yours: features(read("scan.png"))
+print(features({white} * np.random.rand({whole}, 240, 320)).shape)  # of yours: features({example})
 """
 
 
-def snippet(image) -> str:
-    """Code of a card, yet without folder, processor and pooling, which are the same for all."""
-    channels, ranges = image.channels, image.ranges
+def snippet(image, columns: Sequence[str] = ()) -> str:
+    """Code of a card, yet without folder, processor and pooling, which are the same for all.
+
+    `columns`: where each of them holds one channel, a file is read as one.
+    """
+    channels, ranges = 1 if columns else image.channels, image.ranges
+    files = ", ".join(f'read("{re.sub(r"[^0-9A-Za-z_.-]", "_", name)}.png")' for name in columns)
     imports = "from PIL import Image, ImageOps\n"
     if image.pages == "channels":
         imports = "from PIL import Image, ImageSequence\n"
@@ -110,13 +117,17 @@ def snippet(image) -> str:
         white=white,
         times=f"{white} * " if white != "1" else "",
         index="" if image.pages == "channels" else ", index=0",
-        of_channels=OF_CHANNELS.get(channels, ""),
+        of_channels="" if columns else OF_CHANNELS.get(channels, ""),
+        whole=image.channels,
+        example=f"np.concatenate([{files}])" if columns else 'read("scan.png")',
     )
 
 
-def arrays_facts(image) -> dict[str, str]:
+def arrays_facts(image, columns: Sequence[str] = ()) -> dict[str, str]:
     """What a user must know of the input."""
     facts = {"Channels": f"{image.channels}"} if image.channels not in (1, 3) else {}
+    if columns:
+        facts["Channels"] = f"{', '.join(columns)}, in this order, each in a file of its own"
     if image.percentiles is not None:
         facts["More than 8 bits a channel"] = (
             "percentiles {:g} and {:g} of each picture are its black and white".format(*image.percentiles)

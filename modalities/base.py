@@ -79,6 +79,7 @@ class Modality:
     sizes: ClassVar[tuple[str, ...]] = ()
     features: ClassVar[tuple[str, ...]] = ()
     segments: ClassVar[bool] = False  # a row may be some seconds of a file
+    stacks: ClassVar[bool] = False  # a sample may lie in several columns, each one of its `channels`
     suffixes: ClassVar[tuple[str, ...]] = ()
     marks: ClassVar[tuple[tuple[int, bytes], ...]] = ()  # of files of other names: bytes, and where they stand
     embedding: ClassVar[type | None] = None

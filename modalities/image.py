@@ -88,6 +88,7 @@ class Image(Grid):
     """
 
     features = ("Image",)
+    stacks = True
     sizes = ("image_size", "patch_size", "channels")
     marks = ((AT, DICOM),)  # archives of hospitals give no suffix
     suffixes = tuple(

@@ -31,8 +31,17 @@ class NoReader(BadSample):
     """A file that a library could read that is not installed."""
 
 
+class Channels(dict):
+    """Cells by the name of their column, each a channel of one picture."""
+
+
 def read_raw(source: Any, name: str, channels: int, pages: Pages, max_pixels: int) -> Raw:
-    """Bytes of a file of that name, or a PIL picture -> its values, upright. Raises `BadSample` or what decoders do."""
+    """Bytes of a file of that name, or a PIL picture -> its values, upright. Raises `BadSample` or what decoders do.
+
+    Of channels that are apart, each is read as a picture of one channel.
+    """
+    if isinstance(source, Channels):
+        return of_channels(source, max_pixels)
     if is_plain(source, name):
         return of_pillow(source, channels, pages, max_pixels)
     if source.startswith(NUMPY):
@@ -42,6 +51,8 @@ def read_raw(source: Any, name: str, channels: int, pages: Pages, max_pixels: in
 
 def is_plain(source: Any, name: str) -> bool:
     """Whether Pillow is to read it."""
+    if isinstance(source, Channels):
+        return False
     if not isinstance(source, bytes):
         return True
     # Before files had heads, their name alone said that they are DICOM.
@@ -64,6 +75,8 @@ def is_deep_png(source: bytes) -> bool:
 
 def content(value: Any, most: int = -1) -> tuple[Any, str]:
     """A cell -> the bytes of its file (the first `most`, where they are read), or a PIL picture, and a name."""
+    if isinstance(value, dict) and "channels" in value:
+        return Channels(value["channels"]), str(value["path"])
     found = bytes_or_path(value)
     if isinstance(found, bytes):
         return found, str(value.get("path")) if isinstance(value, dict) else ""
@@ -71,6 +84,35 @@ def content(value: Any, most: int = -1) -> tuple[Any, str]:
         with open(found, "rb") as file:
             return file.read(most), str(found)
     return found, ""
+
+
+# Channels that are apart.
+
+
+def of_channels(parts: Channels, max_pixels: int) -> Raw:
+    """A picture of a channel a file, in the order of the columns. They have one size, and one kind of values."""
+    made: dict[str, Raw] = {}
+    for name, cell in parts.items():
+        try:
+            if cell["bytes"] is None and cell["path"] is None:
+                raise BadSample("nothing there")
+            made[name] = read_raw(*content(cell), 1, "first", max_pixels)
+            if len(made[name].values) != 1:
+                raise BadSample(f"{len(made[name].values)} channels, where each column is one")
+        except NoReader:
+            raise
+        except FileNotFoundError as error:
+            raise BadSample(f"{name}: no such file: {error.filename}") from error
+        except Exception as error:  # of decoders, see `Image.read`
+            raise BadSample(f"{name}: {error}") from error
+    for what, look in (
+        ("sizes", lambda raw: "×".join(map(str, raw.values.shape[:0:-1]))),
+        ("kinds of values", lambda raw: f"{'inverted ' * raw.inverted}{raw.kind}"),
+    ):
+        found = {name: look(raw) for name, raw in made.items()}
+        if len(set(found.values())) > 1:
+            raise BadSample(f"channels of several {what}: {', '.join(f'{n} {v}' for n, v in found.items())}")
+    return Raw(np.concatenate([raw.values for raw in made.values()]), next(iter(made.values())).inverted)
 
 
 # Arrays.

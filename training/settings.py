@@ -213,7 +213,9 @@ class Data:
         subset: configuration of a hub data set, or of a clone of one.
         revision: branch, tag or commit of a hub data set.
         split: split to train on.
-        column: column that holds the samples. Default: the one of the modality's type, if there is just one.
+        column: column that holds the samples. Default: the one of the modality's type, if there is just one. Pictures
+            whose channels lie in several columns name them in their order, `red,nir`, or in a list: each is read as one
+            channel.
         label_column: column of labels for the probe; pretraining never reads it. Several columns of 0 and 1 are named
             with commas. Default: the one class label. A nested field is `column.field`, here and above.
         segments: rows are the segments of recordings that tables mark, not recordings. Default: where a table of them
@@ -235,7 +237,7 @@ class Data:
     subset: str | None = None
     revision: str | None = None
     split: str = "train"
-    column: str | None = None
+    column: list[str] | str | None = None
     label_column: str | None = None
     segments: bool | None = None
     group: str | None = None
@@ -246,6 +248,8 @@ class Data:
     max_bad: Number | None = None
 
     def __post_init__(self):
+        if isinstance(self.column, list):
+            self.column = ",".join(self.column)
         said(check, Data, vars(self), "data.")
         try:
             codecs.lookup(self.encoding or "utf-8")

@@ -13,6 +13,7 @@ import numpy as np
 
 from triptych.modalities import BadSample, Modality
 from triptych.modalities.base import recording
+from triptych.training.channels import check_count, columns_of, stacked
 from triptych.training.errors import UserError, one_line
 from triptych.training.fields import flattened, has, labels_joined, longer_within
 from triptych.training.files import (
@@ -57,7 +58,8 @@ class Rows:
     def paths(self) -> Iterator[str | None]:
         """The path of each row, if it has one."""
         cells = self.table.select_columns([self.column])
-        if not hasattr(cells.features[self.column], "decode"):  # no files
+        feature = cells.features[self.column]
+        if not (hasattr(feature, "decode") or isinstance(feature, dict) and "path" in feature):  # no files
             return
         for batch in cells.with_format("arrow").iter(10_000):
             yield from batch[self.column].combine_chunks().field("path").to_pylist()
@@ -96,6 +98,10 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
     if not len(table):
         raise UserError(f"data {source.name}, split {split}: no rows")
     table = flattened(table, data.column, data.label_column, data.group)
+    if parts := columns_of(table, data.column, modality):
+        table = stacked(table, parts, data, modality, source, split)
+        rows = Rows(table, data.column, None, source.name, modality, source.root, data.group)
+        return _labelled(rows, data), f"{data.column!r} (as asked, a channel each)"
     column, why = column_of(table, data, modality, source)
     if holds_lines(modality) and data.column is None and (within := longer_within(table, column)):
         raise UserError(
@@ -107,9 +113,7 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
     if cut:
         table, more = cut_out(table, column, times, source), ", segments"
     table = whole(table, column, modality, data, source)
-    label = data.label_column or label_of(table)
-    table = labels_joined(table, label)
-    rows = Rows(table, column, label, source.name, modality, source.root, data.group)
+    rows = _labelled(Rows(table, column, None, source.name, modality, source.root, data.group), data)
     if (cut or data.segments) and data.group is None:
         if len(np.unique(rows.recordings())) > 1:
             rows.group = "file"  # segments of one recording are on one side
@@ -118,10 +122,16 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
     return rows, f"{column!r} ({why}{more})"
 
 
+def _labelled(rows: Rows, data: Data) -> Rows:
+    label = data.label_column or label_of(rows.table)
+    return dataclasses.replace(rows, table=labels_joined(rows.table, label), label=label)
+
+
 def load(data: Data, modality: Modality, split: str | None = None) -> Rows:
     """Rows of `split` (default: `data.split`). Says what is read, and what is not. `UserError` names the way out."""
     source = find(data, modality)
     rows, column = rows_of(source, data, modality, split or data.split)
+    check_count(rows.table, rows.column, modality)
     split = split_called(split or data.split, list(source.read))
     labels = f"labels {rows.label!r}" if rows.label else "no labels"
     others = f"; other splits: {', '.join(s for s in source.read if s != split)}" if len(source.read) > 1 else ""
@@ -238,11 +248,11 @@ def fingerprint(rows: Rows) -> str:
         state.update(relative(path or "", rows.root).encode() + b"\0")
     for i in sorted({i * (count - 1) // 99 for i in range(100)}):
         cell = cells[i][rows.column]
-        if isinstance(cell, dict) and cell.get("bytes") is None:
-            cell = head_of(cell)
-        elif isinstance(cell, dict):
-            cell = cell["bytes"]
-        state.update(cell if isinstance(cell, bytes) else repr(cell).encode("utf-8", "surrogatepass"))
+        parts = cell["channels"].values() if isinstance(cell, dict) and "channels" in cell else [cell]
+        for part in parts:
+            if isinstance(part, dict):
+                part = head_of(part) if part.get("bytes") is None else part["bytes"]
+            state.update(part if isinstance(part, bytes) else repr(part).encode("utf-8", "surrogatepass"))
     return state.hexdigest()[:16]
 
 
