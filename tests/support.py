@@ -325,6 +325,20 @@ def sentences(count: int, seed: int = 0, longest: int = 40) -> list[str]:
     return [" ".join(random.choice(NOUNS if i % 2 else VERBS) for i in range(n)) for n in lengths]
 
 
+def forget_own() -> None:
+    """Code of a user's own is not known any more."""
+    from triptych.modalities import MODALITIES
+    from triptych.objectives import OBJECTIVES
+    from triptych.training import own
+
+    for path in own.USED.values():
+        sys.modules.pop(f"own_{Path(path.rpartition(':')[0]).stem}", None)
+    own.USED.clear()
+    for table in (OBJECTIVES, MODALITIES):
+        for name in [name for name in table if own.is_own(name)]:
+            del table[name]
+
+
 def metrics(folder) -> list[dict]:
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 

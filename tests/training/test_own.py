@@ -3,13 +3,12 @@
 import json
 
 import pytest
+import support
 import yaml
 
 from triptych import export, probe, train
 from triptych.embed import main as embed_main
 from triptych.evaluation import report
-from triptych.modalities import MODALITIES
-from triptych.objectives import OBJECTIVES
 from triptych.training import own
 from triptych.training.command_line import from_command_line, read
 from triptych.training.errors import UserError
@@ -43,16 +42,8 @@ def code(tmp_path, monkeypatch):
     mark.touch()
     file.write_text(CODE.format(mark=str(mark)))
     monkeypatch.chdir(tmp_path)
-
-    def forget():
-        own.sys.modules.pop("own_mine", None)
-        own.USED.clear()
-        for table in (OBJECTIVES, MODALITIES):
-            for name in [name for name in table if own.is_own(name)]:
-                del table[name]
-
-    yield file, mark, forget
-    forget()
+    yield file, mark, support.forget_own
+    support.forget_own()
 
 
 TINY = "--encoder.width 16 --encoder.depth 1 --encoder.heads 2 --modality.image_size 8 --modality.patch_size 4"
