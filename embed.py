@@ -100,6 +100,7 @@ def ready(model, data, column, split, weights, revision, device, pooling, said: 
     from triptych.training.engine import pick_device
     from triptych.training.finding import find
     from triptych.training.memory import held
+    from triptych.training.once import walked_once
     from triptych.training.settings import Data, Run
     from triptych.training.sources import known_column, load, rows_of
 
@@ -108,7 +109,7 @@ def ready(model, data, column, split, weights, revision, device, pooling, said: 
     found = Opened(model.modality, True, lambda: model) if whole else opened(model, weights, revision)
     if data is None and found.data is None:
         raise UserError("data: name what is to be embedded; only a run has data of its own")
-    with held(found.data.name if data is None else data, found.modality) as name:
+    with held(found.data.name if data is None else data, found.modality) as name, walked_once():
         where = found.data or Data(name=name)
         if data is not None:
             own = found.data and known_column(name, found.data, found.modality, split)

@@ -85,6 +85,7 @@ def probe(
     from triptych.training.checkpoint import write_aside
     from triptych.training.engine import pick_device
     from triptych.training.memory import held
+    from triptych.training.once import walked_once
     from triptych.training.sources import known_column
 
     if draws < 3:
@@ -102,7 +103,7 @@ def probe(
     config, objective, checkpoint = from_run(run)
     modality = objective.backbone.modality
     place = pick_device(dataclasses.replace(config.run, device=device))
-    with held(config.data.name if data is None else data, modality) as name:
+    with held(config.data.name if data is None else data, modality) as name, walked_once():
         if data is not None:
             known = known_column(name, config.data, modality, train_split)
             config.data = dataclasses.replace(

@@ -39,6 +39,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike, data: Any = No
     from triptych.training.fitting import fit
     from triptych.training.loader import divided_once
     from triptych.training.loop import Loop
+    from triptych.training.once import walked_once
     from triptych.training.run_folder import RunFolder
     from triptych.training.signals import Signals
     from triptych.training.sources import load, print_once
@@ -46,6 +47,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike, data: Any = No
     # The variables that a launcher would have set are not left behind.
     with explained(), mock.patch.dict(os.environ), Signals() as signals, ExitStack() as held:
         announce(os.environ)
+        (beginning := held.enter_context(ExitStack())).enter_context(walked_once())
         engine.settings(config.run, int(os.environ.get("WORLD_SIZE", 1)))
         engine.resolve(config.run)
         device, team = engine.start(config.run), Team()
@@ -89,6 +91,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike, data: Any = No
             print_once(note)
         choice.settle(config, survey, origin is not None, objective, divided, rows, device, team)
         watched = team.each(lambda: watch(config, objective, rows, device), turns=True)
+        beginning.close()
         further = watched, begun, divided, reporting(config)
         return Loop(config, objective, rows, device, team, origin, folder, signals, *further).train()
 

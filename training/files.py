@@ -32,6 +32,9 @@ class File(NamedTuple):
     opens: str
     name: str
 
+    def __deepcopy__(self, memo) -> "File":
+        return self
+
     @property
     def suffix(self) -> str:
         return os.path.splitext(self.name)[1].lower()

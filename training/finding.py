@@ -36,6 +36,7 @@ from triptych.training.files import (
 )
 from triptych.training.memory import HELD
 from triptych.training.memory import NAME as MEMORY
+from triptych.training.once import kept
 from triptych.training.segments import marking, segmented
 from triptych.training.settings import Data
 from triptych.training.tables import (
@@ -53,7 +54,12 @@ BESIDE = "tables beside the files; to read one, name it, or join it by --data.me
 
 
 def find(data: Data, modality: Modality) -> Source:
-    """What is where. Reads names and the heads of tables, no rows."""
+    """What is where. Reads names and the heads of tables, no rows. Within `walked_once`, once."""
+    # What is in memory is at hand, and its name may be that of other data soon.
+    return _find(data, modality) if str(data.name).startswith(MEMORY) else kept(_find, data, modality)
+
+
+def _find(data: Data, modality: Modality) -> Source:
     import datasets
 
     datasets.disable_progress_bars()
