@@ -172,7 +172,7 @@ def settle(
         found = rehearse(config, objective, divided[0], rows, device, team)
         found = Trial(*team.first(lambda: list(found)))
         if strength(origin, "minutes") >= strength(origin, "num_train_epochs"):
-            an_epoch = max(1, len(divided[0].table) // (run.per_device_train_batch_size * team.count))
+            an_epoch = max(1, len(divided[0].table) // global_batch(run, team.count))
             steps = int(60 * run.minutes * TRAINED / found.seconds)
             run.max_steps, origin["max_steps"] = max(1, min(steps, EPOCHS * an_epoch)), "chosen"
     if survey is not None:
