@@ -10,10 +10,11 @@ encoder is then read back through the import and evaluated by the same code.
 
 import argparse
 import json
-import os
 import time
 from itertools import product
 from pathlib import Path
+
+from cells import cpu_seconds
 
 PATCH = 4
 # minutes on two cores (w: wide) -> size of the encoder, batch, samples. `train.py` takes 1,150 samples/s of 128x4 at
@@ -159,12 +160,6 @@ def main() -> None:
                     lambda cfg=cfg, p=percent, n=number, d=draw: tune(untrained(cfg, d), cfg, p, n, d),
                 )
     print(table(done, budgets))
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of the workers that ended."""
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
 
 
 def pretrain_peer(cfg: dict, folder: Path) -> float:
