@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+import continue_page
 from cells import split_by_speaker
 
 ROOT = Path(__file__).parents[1]
@@ -57,16 +58,21 @@ def known(recipe: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--checkpoints", type=Path, required=True)
+    parser.add_argument("--checkpoints", type=Path)
     parser.add_argument("--set", choices=SETS, nargs="+", default=list(SETS))
     parser.add_argument("--recipe", type=known, nargs="+", default=["recipe"], metavar="RECIPE")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "continue")
-    parser.add_argument("--to", type=Path, default=ROOT / "runs" / "continue" / "cells.jsonl")
+    parser.add_argument("--to", type=Path, default=continue_page.LINES)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--docs", action="store_true", help="write the tables of docs/benchmarks.md, and run nothing")
     args = parser.parse_args()
+    if args.docs:
+        return continue_page.write_docs()
+    if args.checkpoints is None:
+        parser.error("--checkpoints: give the folder that holds minilm and focus")
     args.work.mkdir(parents=True, exist_ok=True)
     args.to.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in args.to.read_text().splitlines()] if args.to.exists() else []
+    lines = continue_page.lines(args.to)
     for recipe in args.recipe:
         for name in args.set:
             if not any(line["set"] == name and line["recipe"] == recipe for line in lines):
@@ -77,7 +83,7 @@ def main() -> None:
                     file.writelines(
                         json.dumps(line) + "\n" for line in lines if line["set"] == name and line["recipe"] == recipe
                     )
-    print(table(lines))
+    print(continue_page.tables(lines))
 
 
 def cell(name: str, recipe: str, args):
@@ -243,18 +249,6 @@ def similarity(backbone, folder: Path) -> float:
         x = extract(backbone, rows).x["native"]
         vectors.append(x / np.linalg.norm(x, axis=1, keepdims=True))
     return 100 * spearmanr((vectors[0] * vectors[1]).sum(1), np.asarray(rows.table["score"])).statistic
-
-
-def table(lines: list[dict]) -> str:
-    rows = ["| set | recipe | labels a class | untrained | start | last | best | gain of the last |", "|---" * 8 + "|"]
-    for line in lines:
-        if "verdict" in line:
-            rows.append(f"| {line['set']} | {line['recipe']} | {line['minutes']} minutes | {line['verdict']} | | | | |")
-        elif line["pooling"] == "native":
-            values = " | ".join(f"{line[name]:.1f}" for name in ("untrained", "start", "continued", "best"))
-            gain = f"{line['gain']:+.1f} ± {line['error']:.1f}" if "gain" in line else ""
-            rows.append(f"| {line['set']} | {line['recipe']} | {line['labels']} | {values} | {gain} |")
-    return "\n".join(rows)
 
 
 if __name__ == "__main__":

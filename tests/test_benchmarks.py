@@ -17,6 +17,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import beside_lightly  # noqa: E402
 import cells  # noqa: E402
 import cells_page  # noqa: E402
+import continue_page  # noqa: E402
 
 
 def test_the_measured_cells_are_those_of_the_shipped_configurations():
@@ -39,7 +40,8 @@ def test_another_setting_is_another_cell_and_a_new_option_is_not(monkeypatch):
 
 def test_the_table_of_the_page_is_that_of_the_lines():
     page = (ROOT / "docs" / "benchmarks.md").read_text()
-    assert cells_page.BEGIN not in page or page == cells_page.with_table(page), "python benchmarks/cells.py --docs"
+    assert cells_page.BEGIN in page and page == cells_page.with_table(page), "python benchmarks/cells.py --docs"
+    assert continue_page.BEGIN in page and page == continue_page.with_tables(page), "benchmarks/continue.py --docs"
 
 
 # The script with its arguments, and constants that make it small.
