@@ -220,7 +220,8 @@ def schema(modality: str, objective: str, program: str = "train.py") -> Argument
     parser = ArgumentParser(
         prog=program,
         exit_on_error=False,
-        description=f"Pretrain one encoder without labels; now with modality {modality} and objective {objective}.",
+        description=f"Pretrain one encoder without labels. These are the options with modality {modality} and objective "
+        f"{objective}; for those of others: --modality NAME --objective NAME --help.",
     )
     parser.add_argument("--config", action="config", help="YAML file of the same options; may be given several times")
     shown = "print how the data is read, and train nothing"
@@ -236,6 +237,11 @@ def schema(modality: str, objective: str, program: str = "train.py") -> Argument
     parser.add_argument("--objective.name", choices=list(OBJECTIVES), default=objective, help="what is learned")
     parser.add_class_arguments(OBJECTIVES[objective], "objective", skip={"backbone"})
     parser.set_defaults(own_defaults(modality, objective))
+    for action in parser._actions:  # of a group as a whole: one word is its name; jsonargparse would have a file
+        if action.dest in GROUPS:
+            action.metavar, action.help = action.dest.upper(), f"the same as --{action.dest}.name"
+        elif any(other.dest.startswith(f"{action.dest}.") for other in parser._actions):
+            action.help = SUPPRESS  # `_known` refuses it
     return parser
 
 

@@ -44,7 +44,8 @@ def explain(error: BaseException) -> str | None:
         return one_line(": ".join([*where, error.strerror]))
     if "out of memory" in text.lower():
         return (
-            "out of memory; lower per_device_train_batch_size and raise gradient_accumulation_steps: "
+            "out of memory; lower per_device_train_batch_size (and raise gradient_accumulation_steps), or give "
+            "--gradient_checkpointing: "
             f"{one_line(text)[:150]}"
         )
     if re.search("Connection (closed|reset) by peer|Broken pipe", text):

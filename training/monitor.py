@@ -109,7 +109,7 @@ class Monitor:
         if self.low < 2 or self.alarmed:
             return None
         self.alarmed = True
-        return f"ALARM: the features are collapsing ({self._words()}); see the verdict in the README"
+        return f"ALARM: the features are collapsing ({self._words()}); the README says what to do, under Collapse"
 
     def verdict(self) -> str:
         if not self.last:

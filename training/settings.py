@@ -124,7 +124,8 @@ class Run:
         dataloader_num_workers: processes that read and augment, a rank; 0 reads in the training process. `auto`: one
             less than the rank's share of the cores, at least 1 and at most 8.
         logging_steps: steps between two lines of `metrics.jsonl`.
-        eval_steps: steps between two losses on the held-out part; 0 only at the end.
+        eval_steps: steps between two losses on the held-out part; 0 only at the end. Of a run with `init_from` it is a
+            tenth of the run, where nobody says.
         save_steps: steps between two checkpoints; 0 not by steps. There is always one at the end.
         save_minutes: minutes between two checkpoints; 0 not by time.
         save_total_limit: checkpoints that are kept; at least 2, so that a damaged one has a predecessor.
