@@ -220,8 +220,8 @@ def schema(modality: str, objective: str, program: str = "train.py") -> Argument
     parser = ArgumentParser(
         prog=program,
         exit_on_error=False,
-        description=f"Pretrain one encoder without labels. These are the options with modality {modality} and objective "
-        f"{objective}; for those of others: --modality NAME --objective NAME --help.",
+        description="Pretrain one encoder without labels. These are the options with modality "
+        f"{modality} and objective {objective}; for those of others: --modality NAME --objective NAME --help.",
     )
     parser.add_argument("--config", action="config", help="YAML file of the same options; may be given several times")
     shown = "print how the data is read, and train nothing"
