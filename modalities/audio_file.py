@@ -109,7 +109,7 @@ class Clip:
 
     def _decode(self, file, begin: int, count: int) -> np.ndarray:
         try:
-            if self.first + begin:
+            if file.tell() != self.first + begin:  # a file that was read before stands elsewhere
                 file.seek(self.first + begin)
             wave = file.read(count, dtype="float32", always_2d=True)
         except Exception as error:

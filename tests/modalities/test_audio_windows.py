@@ -100,6 +100,14 @@ def test_silence_is_left_out_of_training_alone():
         modality.samples(rows.select([2]), "audio", [[]])
 
 
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_windows_of_a_file_that_is_opened_once_are_those_of_one_opened_for_each(rate):
+    """Also the second of two that begin within a filter's reach of the start: it was read on from the first's end."""
+    clip, starts = Clip(noise(2 * rate, rate), RATE), [0, 5, 100, 7000]
+    for one, start in zip(clip.windows(starts, RATE), starts, strict=True):
+        np.testing.assert_array_equal(one, clip.window(start, RATE))
+
+
 def test_a_segment_is_the_file_cut_by_hand(tmp_path):
     """At any rate of the file, long or short: bit for bit what a file of these seconds alone gives."""
     modality = Audio(seconds=0.5, tile=(128, 4), mean=-4.0, std=4.0)
