@@ -238,11 +238,11 @@ def report_rare(task, y, test_y, labels: list[int] | None) -> None:
     """Say which classes or labels are smaller than what is asked of them."""
     import numpy as np
 
+    from triptych.evaluation.labels import unfit
     from triptych.evaluation.measures import LEAST
 
-    for what, values, option in (("to learn from", y, "train_split"), ("to judge", test_y, "test_split")):
-        if (values == values[0]).all():
-            raise UserError(f"all rows {what} have the same labels: name another --{option}, or raise --most")
+    if why := unfit(task, y, test_y):
+        raise UserError(f"{why}: name another --train_split or --test_split, or raise --most")
     if task.name == "regression":
         return
     if task.name == "several":
@@ -254,8 +254,6 @@ def report_rare(task, y, test_y, labels: list[int] | None) -> None:
             print(f"fewer than {most} rows to learn from of {some(task.names, few)}: all of them are taken")
     if (rare := (judge > 0) & (judge < LEAST)).any():
         print(f"fewer than {LEAST} rows to judge of {some(task.names, rare)}: not in measures class by class")
-    if task.name == "several" and not (np.minimum(judge, len(test_y) - judge) >= LEAST).any():
-        raise UserError(f"there is no label that {LEAST} rows to judge have, and {LEAST} have not")
     for what, missing in (("to learn from", (learn == 0) & (judge > 0)), ("to judge", (judge == 0) & (learn > 0))):
         if missing.any():
             print(f"no row {what} of {some(task.names, missing)}")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from triptych.evaluation.measures import LEAST
 from triptych.evaluation.tasks import Classes, Numbers, Several, Task
 from triptych.training.errors import UserError, one_line
 from triptych.training.groups import group_of, groups_of, suspected
@@ -39,7 +40,7 @@ class Labelled(NamedTuple):
 def labelled(rows: Rows, split: str) -> tuple[Rows, list[Any]]:
     """The rows that have a label, and it: a word, a number, or the names of several; of a class label its name.
 
-    No label: None, NaN, a blank word, and of a class label a negative number, as is the custom of `datasets`; of
+    No label: None, NaN or infinity, a blank word, and of a class label a negative number, as is the custom of `datasets`; of
     several columns, nothing in any. Such rows are counted and left out. An empty list is a row with none of the labels.
     """
     if rows.label is None:
@@ -72,7 +73,7 @@ def _value(value: Any, names: list[str] | None, column: str) -> Any:
     if isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
-        if math.isnan(value):
+        if not math.isfinite(value):
             return None
         return int(value) if float(value).is_integer() else value
     kind = "fields of several values" if isinstance(value, dict) else f"{type(value).__name__} values"
@@ -142,6 +143,16 @@ def _no_names(every: Counter, kind: str, column: str) -> None:
         raise UserError(
             f"column {column!r} holds {len(every)} different {kind} in {total} rows: a name of each row, {way}"
         )
+
+
+def unfit(task: Task, y: np.ndarray, test_y: np.ndarray) -> str | None:
+    """Why nothing can be learned from these labels, or judged by them; None where both can."""
+    for what, values in (("to learn from", y), ("to judge", test_y)):
+        if (values == values[0]).all():
+            return f"all rows {what} have the same labels"
+    if not len(task.values(task.decides, task.constant(test_y), test_y)):
+        return f"there is no label that {LEAST} rows to judge have, and {LEAST} have not"
+    return None
 
 
 def hold_out(y: np.ndarray, most: int, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -236,6 +247,8 @@ def splits(
     test = test.select(test_pick)
     known = groups_of(test, "to judge")
     numbers = None if known is None else np.unique(known, return_inverse=True)[1]
+    if numbers is not None and not numbers.any():
+        print(f"all {len(test):,} rows to judge are of one {group_of(test)}: no difference is sure of another")
     return Labelled(train.select(pick), test, found, y, test_y, numbers)
 
 

@@ -122,7 +122,7 @@ def joined(values: Float[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]) ->
 def jackknife(measure: Measure, output, y, groups=None) -> Float[np.ndarray, " b"]:
     """A value for each of 20 blocks of rows, or of groups: what the measure loses without it.
 
-    A label that nothing can be said of without a block is as it is with it.
+    A label that nothing can be said of without a block is as it is with it. None at all, where there is no other.
     """
     whole = measure(output, y)
     index = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -131,5 +131,7 @@ def jackknife(measure: Measure, output, y, groups=None) -> Float[np.ndarray, " b
     left = [measure(output[block != b], y[block != b], 1) for b in range(min(BLOCKS, count))]
     left = np.where(np.isnan(left), whole, left)
     known = ~np.isnan(whole)
+    if not known.any():
+        return np.empty(0)
     left = left[:, known].mean(1)
     return whole[known].mean() + (len(left) - 1) * (left.mean() - left)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from triptych.encoders.backbone import Backbone
 from triptych.evaluation.features import extract
-from triptych.evaluation.labels import Labelled, splits
+from triptych.evaluation.labels import Labelled, splits, unfit
 from triptych.evaluation.measures import WORDS, spearman
 from triptych.evaluation.probes import Score, measured, outputs, score
 from triptych.evaluation.tasks import Classes
@@ -33,6 +33,7 @@ from triptych.training.sources import Rows, like, load, print_once, split_called
 
 PER_CLASS, FEW_ROWS, DRAWS, MOST = 10, 100, 5, 2000
 LEAST = 20  # rows to judge on; of fewer, half of which are printed, nothing can be said
+GROUPS = 4  # likewise, of groups: so that each half has two, which differ
 RESAMPLES = 200
 SEEN = 256  # samples of which the features' own figures are made
 PAIR = ("sentence1", "sentence2", "score")  # columns of pairs, as sets of sentence similarity have them
@@ -331,6 +332,12 @@ def judge_of(option: str, name: str | None, data: Data, modality: Modality) -> L
     count = len(made.rows.judge) if isinstance(made, Labels) else len(made.scores)
     if count < LEAST:
         raise UserError(f"{option} {name}: {count} rows to judge on say nothing; give at least {LEAST}")
+    if isinstance(made, Labels):
+        rows = made.rows
+        if why := unfit(rows.task, rows.y, rows.test_y):
+            raise UserError(f"{option} {name}: {why}; give other labels, or leave {option} out")
+        if rows.groups is not None and (groups := len(np.unique(rows.groups))) < GROUPS:
+            raise UserError(f"{option} {name}: {groups} groups to judge on say nothing; give at least {GROUPS}")
     return made
 
 
@@ -339,7 +346,7 @@ def few(rows: Rows) -> int:
     table = rows.modality.samples(rows.table, rows.column)
     if "source_row" not in table.column_names or len(table) <= MOST:
         return len(rows)
-    return max(LEAST, int(table["source_row"][MOST]))
+    return min(len(rows), max(LEAST, int(table["source_row"][MOST])))
 
 
 def pairs_of(option: str, source: Data, modality: Modality) -> Pairs | None:

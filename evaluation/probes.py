@@ -66,7 +66,7 @@ def score(values: np.ndarray, other: np.ndarray | None = None) -> Score:
         values = values - 100 * other.astype(float)
     draws, rows = values.mean(1), values.mean(0)
     deviation = float(draws.std(ddof=1)) if len(draws) > 1 else None
-    variance = rows.var(ddof=1) / len(rows) if len(rows) > 1 else 0.0
+    variance = rows.var(ddof=1) / len(rows) if len(rows) > 1 else math.inf  # of one group nobody knows another's
     if deviation is not None:
         variance += deviation**2 / len(draws)
     return Score(float(values.mean()), deviation, math.sqrt(variance))

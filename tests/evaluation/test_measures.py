@@ -112,6 +112,15 @@ def test_of_a_handful_of_rows_no_macro_measure_is_taken():
     ]
 
 
+def test_where_nothing_can_be_said_there_is_no_value_and_of_one_group_no_error():
+    marks = np.eye(40, 2, dtype=int)
+    for measure in Several(["a", "b"]).measures:
+        assert not len(Several(["a", "b"]).values(measure, marks, marks))
+    task, (output, y) = Classes(list("abc")), classes(np.random.default_rng(0))
+    one, two = (score(task.values("accuracy", output, y, np.arange(len(y)) % n)[None]) for n in (1, 2))
+    assert one.error == np.inf and not one.sure and 0 < two.error < np.inf
+
+
 def test_an_answer_without_a_look_is_worth_what_is_known():
     _, y = classes(np.random.default_rng(0))
     task = Classes(list("abcd"))

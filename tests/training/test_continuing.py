@@ -472,6 +472,13 @@ def test_what_cannot_judge_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match="9 rows to judge on say nothing; give at least 20"):
         judge_of("probe_data", str(tmp_path / "few.parquet"), Data(), objective.backbone.modality)
+    texts, rare = support.cells("text", 60)[0] * 4, [["a", "b"][: 1 + (i % 20 == 0)] for i in range(240)]
+    for name, column, words in (("rare", rare, "no label that 5 rows"), ("few", list("ab") * 120, "3 groups to judge")):
+        data = {"text": texts, "label": column, "who": [f"p{i // 16}" for i in range(240)]}
+        datasets.Dataset.from_dict(data).to_parquet(tmp_path / f"{name}.parquet")
+        asked = Data(group="who" if name == "few" else None)
+        with pytest.raises(UserError, match=f"probe_data .*: .*{words}"):
+            judge_of("probe_data", str(tmp_path / f"{name}.parquet"), asked, objective.backbone.modality)
 
 
 def test_of_long_texts_fewer_judge(tmp_path, capsys, monkeypatch):
@@ -488,6 +495,8 @@ def test_of_long_texts_fewer_judge(tmp_path, capsys, monkeypatch):
     made = judge_of("probe_data", str(tmp_path), Data(), modality)
     assert [len(part) for part in made.rows if part is not None and not isinstance(part, Classes)] == [30] * 4
     assert "of 60 and 60 long rows 30 and 30 judge" in capsys.readouterr().out
+    monkeypatch.setattr(online, "MOST", windows)
+    assert online.few(made.rows.learn.select(range(5))) == 5  # not 20
 
 
 def test_an_encoder_that_broke_is_worse_than_its_start():
