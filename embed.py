@@ -228,7 +228,7 @@ def write(
     number, x = [row for row, _ in held], np.stack([vector for _, vector in held])
     if query is not None:
         asked = query_rows(query, rows, backbone.modality)
-        (them,) = chunks(backbone, asked, False, False, batch, place)
+        them = {row: x for found in chunks(backbone, asked, False, False, batch, place) for row, x in found.items()}
         index, cosine = search.neighbours(x, np.stack([vector[0] for vector in them.values()]), neighbours or 5)
         for row, near, close in zip(them, index, cosine, strict=True):
             print(f"nearest to {called(asked, row)}:")

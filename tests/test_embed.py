@@ -147,8 +147,9 @@ def test_a_table_of_pieces_and_layers_has_a_vector_a_line(pictured, tmp_path, mo
         np.testing.assert_allclose(line.vector, ours[line.row, line.layer, line.piece], atol=1e-5)
 
 
-def test_search_finds_neighbours_and_duplicates(pictured, capsys):
+def test_search_finds_neighbours_and_duplicates(pictured, capsys, monkeypatch):
     run, data = pictured
+    monkeypatch.setattr(module, "CHUNK", 2)
     arguments = [str(run), "--data", str(data), "--query", str(data / "b.png"), "--neighbours", "3"]
     module.main([*arguments, "--duplicates", "1"])
     lines = capsys.readouterr().out.splitlines()
@@ -157,6 +158,8 @@ def test_search_finds_neighbours_and_duplicates(pictured, capsys):
     assert {line.split()[-1] for line in near[:2]} == {"b.png", "e.png"} and near[0].split()[0] == "1.0000"
     assert "1 pairs of 5 rows with a cosine of at least 1" in lines
     assert lines[-1].split() == ["1.0000", "rows", "1", "and", "4", "b.png", "e.png"]
+    module.main([str(run), "--data", str(data), "--query", str(data)])  # more of them than are embedded together
+    assert capsys.readouterr().out.count("nearest to") == 5
 
 
 def test_a_query_may_be_words(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from triptych.training.checkpoint import write_aside
 from triptych.training.ranks import Team
@@ -61,6 +62,13 @@ class Clipped:
         first = bool(found) and not self.known
         self.known, self.new = self.known | found, {}
         return f"{self.summary()}; the end of the run counts them" if first else None
+
+    def state(self) -> dict[str, Any]:
+        """Which rows, and the one of which most was clipped: the others' names may be those of all the data."""
+        return {"rows": sorted(self.known), "most": max(self.known.values(), key=lambda one: one[1], default=None)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.known = dict.fromkeys(state["rows"], tuple(state["most"] or ()))
 
     def summary(self) -> str:
         """How many, and the most of one."""

@@ -222,7 +222,7 @@ def warmup_of(run: Run, steps: int) -> float:
 def learning_rate(peak: float, warmup: float, step: int, steps: int) -> float:
     """Linear warm-up, then a cosine to 0."""
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * min(1.0, (step + 1) / warmup)
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
 

@@ -334,8 +334,8 @@ class Loop:
     def evaluate(self) -> dict[str, float]:
         """Mean loss on the held-out part, with the same views and masks every time."""
         size = min(self.run.per_device_train_batch_size, len(self.eval_table) // self.engine.ranks)
-        if not size or not self.objective.evaluates:
-            return {}
+        if not size or not self.objective.evaluates or self.compares and size * self.engine.ranks < 2:
+            return {}  # of one sample alone there is nothing to compare
         whole = len(self.eval_table) // (size * self.engine.ranks)
         share = range(self.engine.rank, whole * self.engine.ranks, self.engine.ranks)
         batches = [[(0, i) for i in range(b * size, (b + 1) * size)] for b in share]
@@ -391,6 +391,7 @@ class Loop:
             "batch": self.batch,
             "data": self.fingerprint,
             "bad": self.bad.state(),
+            "clipped": self.clipped.state(),
             "monitor": self.monitor.state(),
             "probe": self.probe and self.probe.state(),
             "start": self.begun_digest,
@@ -460,6 +461,8 @@ class Loop:
         self.warmup = state.get("warmup", warmup_of(self.run, state["steps"]))
         self.head_steps = state.get("head_steps", self.run.head_steps)
         self.bad.load(state["bad"])
+        if "clipped" in state:  # not in those of earlier versions
+            self.clipped.load(state["clipped"])
         kept: Mapping[str, torch.Tensor] = {}
         if "monitor" in state:  # not in those of earlier versions
             kept = checkpoint.Shared(folder / "monitor.safetensors", self.team, self.device)

@@ -287,6 +287,7 @@ def test_labels_in_words_are_numbered_together_and_rows_without_are_counted(run,
         ([0, 1, -1, 2] * 10, datasets.ClassLabel(names=["a", "b", "c"]), 30, 3),  # and of a class label none
         ([1.0, 0.0, None, 1.0] * 10, None, 30, 2),
         ([1.0, 0.0, float("nan"), 1.0] * 10, None, 30, 2),
+        ([1.0, 0.0, float("inf"), 1.0] * 10, None, 30, 2),
         (["a", "", " ", "b"] * 10, None, 20, 2),
         (list(range(20)) * 2, None, 40, 20),
     ],

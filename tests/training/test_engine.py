@@ -102,6 +102,7 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_cosine(warmup, first):
     for step in range(first, steps + 1):
         share = (step - first) / (steps - first)
         assert rates[step] == pytest.approx(1.5 * (1 + math.cos(math.pi * share)), abs=1e-12)
+    assert learning_rate(3.0, 1.5, 1, steps) == 3.0  # of steps and a half, the last is at the peak, not beyond it
     assert rates[(first + steps) // 2] == pytest.approx(1.5, abs=0.03) and rates[steps] == 0
 
 
