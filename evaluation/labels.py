@@ -40,8 +40,9 @@ class Labelled(NamedTuple):
 def labelled(rows: Rows, split: str) -> tuple[Rows, list[Any]]:
     """The rows that have a label, and it: a word, a number, or the names of several; of a class label its name.
 
-    No label: None, NaN or infinity, a blank word, and of a class label a negative number, as is the custom of `datasets`; of
-    several columns, nothing in any. Such rows are counted and left out. An empty list is a row with none of the labels.
+    No label: None, NaN or infinity, a blank word, and of a class label a negative number, as is the custom of
+    `datasets`; of several columns, nothing in any. Such rows are counted and left out. An empty list is a row with none
+    of the labels.
     """
     if rows.label is None:
         raise UserError(
