@@ -240,7 +240,7 @@ def of_samples(run: Run) -> tuple[list[Section], str]:
         with contextlib.redirect_stdout(said):
             rows = load(config.data, objective.backbone.modality)
         # Beside the curves' folder: a continued run writes that one anew, and what was seen before would be gone.
-        board = run.folder / PICTURES if "tensorboard" in config.run.report_to else None
+        board = run.folder / PICTURES if "tensorboard" in config.run.trackers else None
         made = report_samples.sections(objective, rows, config.data.eval_fraction, board, run.state["step"])
     except Exception as error:  # the data has moved, say; the curves are worth having
         why = f"<p>could not be made: {words(private(one_line(error), run))}</p>"

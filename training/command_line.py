@@ -237,7 +237,9 @@ def schema(modality: str, objective: str, program: str = "train.py") -> Argument
     parser.add_argument("--objective.name", choices=list(OBJECTIVES), default=objective, help="what is learned")
     parser.add_class_arguments(OBJECTIVES[objective], "objective", skip={"backbone"})
     parser.set_defaults(own_defaults(modality, objective))
-    for action in parser._actions:  # of a group as a whole: one word is its name; jsonargparse would have a file
+    for action in parser._actions:
+        action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+        # Of a group as a whole: one word is its name, where jsonargparse would have a file.
         if action.dest in GROUPS:
             action.metavar, action.help = action.dest.upper(), f"the same as --{action.dest}.name"
         elif any(other.dest.startswith(f"{action.dest}.") for other in parser._actions):

@@ -129,7 +129,7 @@ class Run:
         save_steps: steps between two checkpoints; 0 not by steps. There is always one at the end.
         save_minutes: minutes between two checkpoints; 0 not by time.
         save_total_limit: checkpoints that are kept; at least 2, so that a damaged one has a predecessor.
-        report_to: `tensorboard`, `wandb`, `trackio`, `none`, or a list of them. `metrics.jsonl` is always written.
+        report_to: `tensorboard`, `wandb`, `trackio`, `none`, or several with commas. `metrics.jsonl` is always written.
         report: write `report.html` and `curves.png` into the run's folder at saves and at the end, by a process of its
             own. `python -m triptych.evaluation.report` makes them of any run, and puts several side by side.
         run_name: name for the trackers. Default: that of the folder.
@@ -199,8 +199,8 @@ class Run:
 
     @property
     def trackers(self) -> list[str]:
-        given = [self.report_to] if isinstance(self.report_to, str) else self.report_to
-        return [tracker for tracker in given if tracker != "none"]
+        given = self.report_to.split(",") if isinstance(self.report_to, str) else self.report_to
+        return [tracker for tracker in map(str.strip, given) if tracker != "none"]
 
 
 @dataclass

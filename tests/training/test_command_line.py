@@ -137,8 +137,14 @@ def test_every_option_is_documented(modality, objective):
     actions = [a for a in schema(modality, objective)._actions if a.option_strings]
     silent = [a.dest for a in actions if not a.help and a.dest not in ("help", "print_config")]
     assert len(actions) > 40 and not silent, silent
-    files = [a.dest for a in actions if "configuration file" in str(a.help)]  # jsonargparse's own word for a group
-    assert not files, files
+    # What jsonargparse would show of its own, and what is refused: a file for a group, `--report_to+`.
+    odd = [a.dest for a in actions if "configuration file" in str(a.help) or any("+" in o for o in a.option_strings)]
+    assert not odd, odd
+
+
+@pytest.mark.parametrize("said", ["tensorboard,wandb", "[tensorboard, wandb]"])
+def test_several_trackers(said):
+    assert from_command_line(["--report_to", said]).run.trackers == ["tensorboard", "wandb"]
 
 
 def test_differences_leave_out_what_may_change():
