@@ -98,10 +98,11 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike, data: Any = No
 
 def show(config: Config | dict[str, Any] | str | os.PathLike) -> None:
     """Print how the data of a configuration is read. Trains nothing."""
-    from triptych.training import sources
+    from triptych.training import choice, sources
 
     config = read(config)
     with explained():
+        config = choice.sizes_alone(config)
         sources.show(config.data, config.build_modality())
 
 

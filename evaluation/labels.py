@@ -71,7 +71,9 @@ def _value(value: Any, names: list[str] | None, column: str) -> Any:
         return tuple(dict.fromkeys(str(item) for item in found if item is not None))
     if names is not None:
         return names[value] if value >= 0 else None
-    if isinstance(value, bool | str):
+    if isinstance(value, str):
+        return value.strip()  # of tables made by hand
+    if isinstance(value, bool):
         return value
     if isinstance(value, int | float):
         if not math.isfinite(value):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from triptych.modalities.base import BadSample, Grid
+from triptych.modalities.base import Grid
 from triptych.modalities.domains import Count, Each, NotNegative, Number, Part, Probability, Within
 from triptych.modalities.exhibit import Exhibit, Seen
 from triptych.modalities.hashing import generator
@@ -18,7 +18,6 @@ from triptych.modalities.image_file import (
     AT,
     DICOM,
     TURNS,
-    NoReader,
     Pages,
     as_pillow,
     content,
@@ -34,6 +33,7 @@ from triptych.modalities.image_file import (
 )
 from triptych.modalities.image_levels import OPTION, WHOLE, Levels, Looked, levels
 from triptych.modalities.image_processor import evaluation_view, padded, processor_of
+from triptych.modalities.image_values import NoReader, readable
 from triptych.modalities.image_views import AUGMENTATIONS, LUMA, crop, cut_out, distort, flipped, warped
 from triptych.modalities.sizes import colours, look_at_pictures, picture_sizes
 from triptych.modalities.survey import Survey, spread
@@ -282,22 +282,12 @@ class Image(Grid):
         Of one channel, a coloured picture is still RGB here: views make it grey. Where there is more than that in the
         set, `Levels` of it.
         """
-        from PIL import Image as pillow
-
-        try:
+        with readable():
             source, name = content(value)
             if not self.arrays and is_plain(source, name):
                 return self._eight_bits(source)
             made = levels(self._raw(source, name), self.channels, self.ranges, self.percentiles)
             return made if self.arrays else as_pillow(made)
-        except BadSample:
-            raise
-        except FileNotFoundError as error:
-            raise BadSample(f"no such file: {error.filename}") from error
-        except pillow.UnidentifiedImageError as error:
-            raise BadSample("not a readable picture: of no format that Pillow knows, or damaged at its head") from error
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-            raise BadSample(f"not a readable picture: {error}") from error
 
     def _eight_bits(self, source: Any):
         """Bytes of a file that Pillow reads, or a PIL picture -> a PIL picture."""
@@ -314,9 +304,14 @@ class Image(Grid):
         return made.transpose(pillow.Transpose[turn]) if turn else made
 
     def describe(self, cell) -> str:
-        found, raw = self.read(cell), self._raw(*content(cell))
-        if raw.kind == "bytes" and not isinstance(found, Levels):
-            return f"a picture of {found.width}×{found.height}, {found.mode}"
+        with readable():
+            raw = self._raw(*content(cell))
+        if self.arrays or raw.kind == "bytes":
+            found = self.read(cell)
+            if not isinstance(found, Levels):
+                return f"a picture of {found.width}×{found.height}, {found.mode}"
+        else:  # its range is not known yet
+            levels(raw, self.channels, {}, (0, 100))
         (count, height, width), least, most = raw.values.shape, raw.values.min(), raw.values.max()
         plural = "s" if count > 1 else ""
         return f"a picture of {width}×{height}, {count} channel{plural} of {raw.values.dtype}, {least:g} to {most:g}"

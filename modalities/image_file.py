@@ -3,32 +3,21 @@
 import io
 import os
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from triptych.modalities.base import BadSample, bytes_or_path
+from triptych.modalities.image_dicom import Pages, of_dicom
 from triptych.modalities.image_levels import Levels, Range, Raw, levels
+from triptych.modalities.image_values import check_size, plain_values, readable
 
 WHITE = 255  # the background that transparent pixels go over; the exported processor has the same
 # How Pillow names what an EXIF tag of 1 to 8 asks for.
 TURNS = (None, None, *"FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split())
 NUMPY, PNG, TIFF = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DICOM, AT = b"DICM", 128  # the mark of a DICOM file, and where it stands
-# All that is read of a DICOM file. Nothing of a person, a place or a date is among it.
-TAGS = (
-    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated "
-    "BitsStored HighBit PixelRepresentation RescaleIntercept RescaleSlope ModalityLUTSequence PixelData FloatPixelData "
-    "DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths PixelPaddingValue "
-    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
-    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData"
-).split()
-Pages = Literal["first", "channels"]
-
-
-class NoReader(BadSample):
-    """A file that a library could read that is not installed."""
 
 
 class Channels(dict):
@@ -93,18 +82,12 @@ def of_channels(parts: Channels, max_pixels: int) -> Raw:
     """A picture of a channel a file, in the order of the columns. They have one size, and one kind of values."""
     made: dict[str, Raw] = {}
     for name, cell in parts.items():
-        try:
+        with readable(f"{name}: "):
             if cell["bytes"] is None and cell["path"] is None:
                 raise BadSample("nothing there")
             made[name] = read_raw(*content(cell), 1, "first", max_pixels)
             if len(made[name].values) != 1:
                 raise BadSample(f"{len(made[name].values)} channels, where each column is one")
-        except NoReader:
-            raise
-        except FileNotFoundError as error:
-            raise BadSample(f"{name}: no such file: {error.filename}") from error
-        except Exception as error:  # of decoders, see `Image.read`
-            raise BadSample(f"{name}: {error}") from error
     for what, look in (
         ("sizes", lambda raw: "×".join(map(str, raw.values.shape[:0:-1]))),
         ("kinds of values", lambda raw: f"{'inverted ' * raw.inverted}{raw.kind}"),
@@ -132,17 +115,6 @@ def of_array(values: np.ndarray, channels: int) -> Raw:
     return Raw(plain_values(values))
 
 
-def plain_values(values: np.ndarray) -> np.ndarray:
-    """Bytes, integers or floats, as this machine has them."""
-    if values.dtype.kind == "b":
-        return values.astype(np.uint8) * np.uint8(255)
-    if values.dtype.kind not in "uif":
-        raise BadSample(f"an array of {values.dtype}: a picture is one of integers or floats")
-    if values.dtype == np.int8:
-        return values.astype(np.int16)
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
-
-
 def from_array(values: np.ndarray, channels: int) -> bytes:
     """An array in memory -> the bytes of a file of the same values. `ValueError` where there is none."""
     made = io.BytesIO()
@@ -155,66 +127,6 @@ def from_array(values: np.ndarray, channels: int) -> bytes:
     else:
         np.save(made, raw, allow_pickle=False)
     return made.getvalue()
-
-
-# DICOM.
-
-
-def of_dicom(source: bytes, pages: Pages, max_pixels: int) -> Raw:
-    """Stored values by slope and intercept, or by the file's table; palettes and YBR are RGB.
-
-    Of several frames the first, or, as `channels`, all. What is said of a file that cannot be read holds nothing of
-    its fields.
-    """
-    try:
-        import pydicom
-    except ImportError:
-        raise NoReader("DICOM, which pydicom reads: pip install pydicom") from None
-    known = pydicom.config.settings.reading_validation_mode
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # it would print what is in a field
-    try:
-        return decoded(pydicom.dcmread(io.BytesIO(source), force=True, specific_tags=TAGS), pages, max_pixels)
-    except BadSample:
-        raise
-    except Exception as error:
-        raise BadSample(f"DICOM that cannot be read ({type(error).__name__})") from None
-    finally:
-        pydicom.config.settings.reading_validation_mode = known
-
-
-def decoded(data, pages: Pages, max_pixels: int) -> Raw:
-    """The pixels of a `pydicom.Dataset`."""
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
-    from pydicom.uid import ImplicitVRLittleEndian
-
-    if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise BadSample("DICOM without a picture")
-    frames = int(data.get("NumberOfFrames") or 1) if pages == "channels" else 1
-    check_size(data.Columns, data.Rows, max_pixels, frames)
-    if "TransferSyntaxUID" not in data.file_meta:  # of before there were heads
-        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    try:
-        values = pixel_array(data, index=None if frames > 1 else 0)
-    except (NotImplementedError, RuntimeError):
-        if not data.file_meta.TransferSyntaxUID.is_compressed:
-            raise
-        raise NoReader(
-            f"DICOM, compressed by {data.file_meta.TransferSyntaxUID.name}: pip install pylibjpeg pylibjpeg-libjpeg "
-            "pylibjpeg-openjpeg"
-        ) from None
-    kind = data.PhotometricInterpretation
-    if kind == "PALETTE COLOR":
-        values = apply_color_lut(values, data)
-        values = (values >> 8).astype(np.uint8) if values.dtype == np.uint16 else values
-    elif data.BitsAllocated == 1:
-        values = values * np.uint8(255)
-    elif "ModalityLUTSequence" in data or (data.get("RescaleSlope", 1), data.get("RescaleIntercept", 0)) != (1, 0):
-        values = apply_modality_lut(values, data)
-        values = values.astype(np.int32) if values.dtype.kind == "f" and (values == np.rint(values)).all() else values
-    if frames > 1 and values.ndim == 4:
-        raise BadSample("DICOM of several frames in colour: modality.pages channels is for grey ones")
-    values = np.moveaxis(values, 2, 0) if values.ndim == 3 and frames == 1 else values
-    return Raw(plain_values(values if values.ndim == 3 else values[None]), inverted=kind == "MONOCHROME1")
 
 
 # Pillow.
@@ -320,14 +232,6 @@ def without_limits():
         yield
     finally:
         pillow.MAX_IMAGE_PIXELS, png.MAX_TEXT_CHUNK, png.MAX_TEXT_MEMORY = limits
-
-
-def check_size(width: int, height: int, most: int, pages: int = 1) -> None:
-    if width * height * pages > most:
-        raise BadSample(
-            f"{f'{pages} pages of ' if pages > 1 else ''}{width}×{height} pixels, more than modality.max_pixels "
-            f"{most}; raise that, or shrink the picture"
-        )
 
 
 def small_jpeg(data: bytes):

@@ -58,7 +58,7 @@ def levels(raw: Raw, channels: int, ranges: dict[str, Range], percentiles: Range
         share = values.astype(np.float32) / np.float32(255)
     else:
         if raw.kind == "floats" and not np.isfinite(values).all():
-            raise BadSample("pixels that are not finite")
+            raise BadSample("pixels that are not finite: put a number where nothing was measured")
         if percentiles is not None:
             low, high = np.percentile(values, percentiles)
             high = max(high, math.nextafter(low, math.inf))
@@ -144,11 +144,28 @@ class Looked:
         bulk = self.bulk(kind)
         if not given and low < bulk < low + (high - low) / 4:
             return f"{said}; 999 of 1,000 values are at most {bulk:g}; narrow the range if more is a marker"
+        if not given and (found := self.marker(kind)) is not None:
+            return (
+                f"{said}; {found[0]:g} is far from all other values, {found[1]:g} to {found[2]:g}: if it marks what is "
+                f"missing, give --modality.{OPTION[kind]} {found[1]:g},{found[2]:g}"
+            )
         return said
 
     def bulk(self, kind: str) -> float:
         """What 999 of 1,000 values are at most."""
         return float(np.quantile(np.concatenate([raw.values.ravel() for raw in self.some if raw.kind == kind]), 0.999))
+
+    def marker(self, kind: str) -> tuple[float, float, float] | None:
+        """The least or the largest value, if it is farther from all others than they are apart; and their ends."""
+        values = np.concatenate([raw.values.ravel() for raw in self.some if raw.kind == kind])
+        for extreme in (values.min(), values.max()):
+            others = values[values != extreme]
+            if not len(others):
+                return None
+            low, high = float(others.min()), float(others.max())
+            if high > low and max(low - float(extreme), float(extreme) - high) > high - low:
+                return float(extreme), low, high
+        return None
 
     def range(self, kind: str) -> Range:
         return fitting(self.least[kind], self.most[kind], self.bulk(kind), kind)

@@ -48,37 +48,49 @@ def decide(config: Config, data: Any, team: Team) -> tuple[Config, Survey | None
     Sizes are chosen where nobody said any; with `minutes` the encoder, the batch and the rate, too. A configuration
     that was stored has all that it needs.
     """
-    modality, run = MODALITIES[config.modality["name"]], config.run
-    sizes = {f"modality.{name}" for name in modality.sizes}
-    settled = any(origin == "chosen" for key, origin in config.origin.items() if key not in NAMES)
-    whole = run.minutes is not None
-    if run.init_from or settled or not (whole or sizes and not sizes & config.origin.keys()):
+    if not left_open(config):
         return config, None
-
-    def look() -> dict[str, Any] | None:
-        adapter = config.build_modality()
-        with memory.held(config.data.name if data is None else data, adapter) as name:
-            config.data.name, before = name, config.data.name
-            try:
-                source = find(config.data, adapter)
-                rows, _ = rows_of(source, config.data, adapter, config.data.split)
-                survey = adapter.survey(rows.table.select_columns([rows.column]), rows.column)
-            finally:
-                config.data.name = before
-        if survey is None:
-            return None
-        speed = reached(pick_device(run), run.bf16 is True) * team.count if whole else None
-        chosen = options(config, survey, speed, team.count)
-        judged = data is None and run.minutes is not None and run.minutes >= JUDGED
-        if judged and rows.label and "probe_data" not in config.given:
-            chosen["probe_data"] = config.data.name
-        return vars(survey) | {"chosen": chosen}
-
-    found = team.first(look)
+    found = team.first(lambda: look(config, data, team.count))
     if found is None:
         return config, None
     chosen = found.pop("chosen")
     return chosen_for(config, chosen), Survey(**found)
+
+
+def sizes_alone(config: Config) -> Config:
+    """The configuration with the sizes that are left open chosen, in this process; nothing is timed."""
+    config.run.minutes = None
+    found = look(config, None, 1) if left_open(config) else None
+    return config if found is None else chosen_for(config, found["chosen"])
+
+
+def left_open(config: Config) -> bool:
+    """Is there something to choose?"""
+    sizes = {f"modality.{name}" for name in MODALITIES[config.modality["name"]].sizes}
+    settled = any(origin == "chosen" for key, origin in config.origin.items() if key not in NAMES)
+    some = config.run.minutes is not None or sizes and not sizes & config.origin.keys()
+    return not (config.run.init_from or settled) and bool(some)
+
+
+def look(config: Config, data: Any, ranks: int) -> dict[str, Any] | None:
+    """What the data measures, as plain data, and what is `chosen` for it; None where nothing can be told of it."""
+    run, adapter = config.run, config.build_modality()
+    with memory.held(config.data.name if data is None else data, adapter) as name:
+        config.data.name, before = name, config.data.name
+        try:
+            source = find(config.data, adapter)
+            rows, _ = rows_of(source, config.data, adapter, config.data.split)
+            survey = adapter.survey(rows.table.select_columns([rows.column]), rows.column)
+        finally:
+            config.data.name = before
+    if survey is None:
+        return None
+    speed = None if run.minutes is None else reached(pick_device(run), run.bf16 is True) * ranks
+    chosen = options(config, survey, speed, ranks)
+    judged = data is None and run.minutes is not None and run.minutes >= JUDGED
+    if judged and rows.label and "probe_data" not in config.given:
+        chosen["probe_data"] = config.data.name
+    return vars(survey) | {"chosen": chosen}
 
 
 def chosen_for(config: Config, options: dict[str, Any]) -> Config:

@@ -203,9 +203,19 @@ def column_of(table, data: Data, modality: Modality, source: Source) -> tuple[st
     kinds = {kind_of(f) for f in table.features.values()}
     looks = [n for n, cls in MODALITIES.items() if kinds & set(cls.features) - {"string", "large_string"}]
     hint = f"; it looks like modality {looks[0]}" if looks else ""
+    if within := nested(table, modality):
+        hint = f"; within them {', '.join(within)}: name one, such as --data.column {within[0]}"
     raise UserError(
         f"data {source.name}: no column of type {'/'.join(modality.features)}; there are {_listed(table)}{hint}"
     )
+
+
+def nested(table, modality: Modality, rows: int = 20) -> list[str]:
+    """Dotted names of the fields within others that are of the modality's type; the longest by the first rows first."""
+    parents = [c for c, feature in table.features.items() if isinstance(feature, dict)]
+    flat = table.select(range(min(rows, len(table)))).select_columns(parents).flatten()
+    found = [c for c, f in flat.features.items() if not hasattr(f, "feature") and rank_of(f, modality) == 2]
+    return sorted(found, key=lambda c: -sum(len(str(v)) for v in flat[c][:]))
 
 
 def _only(found: list[str], why: str, kind: str, source: Source) -> tuple[str, str]:

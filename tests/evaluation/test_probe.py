@@ -288,7 +288,7 @@ def test_labels_in_words_are_numbered_together_and_rows_without_are_counted(run,
         ([1.0, 0.0, None, 1.0] * 10, None, 30, 2),
         ([1.0, 0.0, float("nan"), 1.0] * 10, None, 30, 2),
         ([1.0, 0.0, float("inf"), 1.0] * 10, None, 30, 2),
-        (["a", "", " ", "b"] * 10, None, 20, 2),
+        (["a ", "", " ", "b", "a", " b"] * 6, None, 24, 2),
         (list(range(20)) * 2, None, 40, 20),
     ],
 )

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor
 
 from triptych.modalities import EVALUATION, BadSample, Image, ViewSpec
 from triptych.modalities.hashing import generator
+from triptych.modalities.image_levels import Looked, Raw
 from triptych.modalities.image_views import AUGMENTATIONS, Strong, distort, warped
 
 
@@ -188,3 +189,22 @@ def test_dicom_without_pydicom_and_dicom_without_a_picture_are_one_line(monkeypa
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ValueError, match="^DICOM, which pydicom reads: pip install pydicom$"):
         image.fit([{"image": {"bytes": found, "path": None}}], "image")
+
+
+def test_a_value_far_from_all_others_is_pointed_at():
+    random, looked = np.random.default_rng(0), Looked()
+    values = random.integers(0, 3000, (1, 40, 40)).astype(np.int16)
+    values[:, :9] = -9999  # where a satellite saw nothing
+    looked.add(Raw(values))
+    said = looked.describe("integers", looked.range("integers"), False, None)
+    least, most = values[values > -9999].min(), values.max()
+    assert f"-9999 is far from all other values, {least} to {most}: if it marks what is missing, give" in said
+    assert said.endswith(f"--modality.value_range {least},{most}")
+    for some, marked in (
+        ([0, 3000, 3500, 4000], True),
+        ([-2000, -1000, 0, 900, 1500], False),
+        ([0, 4095, 4095], False),
+    ):
+        looked = Looked()
+        looked.add(Raw(np.array(some, np.int16).reshape(1, 1, -1)))
+        assert (looked.marker("integers") is not None) == marked, some

@@ -15,6 +15,7 @@ from triptych.evaluation.features import extract
 from triptych.export import export
 from triptych.modalities import EVALUATION, BadSample, Image, Text
 from triptych.probe import probe
+from triptych.train import show
 from triptych.training.errors import UserError
 from triptych.training.settings import Data
 from triptych.training.sources import fingerprint, load
@@ -67,6 +68,13 @@ def test_they_are_what_an_array_of_them_is(data):
     assert fingerprint(rows) != before
 
 
+def test_how_it_is_read_is_shown_with_the_sizes_that_would_be_chosen(data, capsys):
+    show({"data": {"name": str(data / "named.csv"), "column": "red,nir"}, "modality": "image"})
+    said = capsys.readouterr().out
+    assert "column 'red,nir' (as asked, a channel each)" in said
+    assert "red/00.png: a picture of 10×12, 2 channels of uint16" in said and "unusable" not in said
+
+
 def test_what_does_not_fit_is_a_bad_sample_that_names_the_column(data, tmp_path):
     image = Image(8, 4, **BOTH)
     rows = load(Data(name=str(data / "named.csv"), column="red,nir"), image)
@@ -79,7 +87,7 @@ def test_what_does_not_fit_is_a_bad_sample_that_names_the_column(data, tmp_path)
         "sizes: red 10×12, nir 10×9",
         "kinds of values: red integers, nir bytes",
         "nir: no such file",
-        "nir: cannot",
+        "nir: not a readable picture",
     )
     for i, words in enumerate(said):
         with pytest.raises(BadSample, match=words):

@@ -94,6 +94,11 @@ def test_nested_fields_go_by_a_dotted_name(tmp_path):
             load(Data(name=str(tmp_path / name)), Text())
         with pytest.raises(UserError, match=r"no such column; did you mean report.findings.text\?"):
             load(Data(name=str(tmp_path / name), column="report.findings.test"), Text())
+    for row in rows:
+        row["id"] = 1
+    write(tmp_path, **{"b.jsonl": "\n".join(map(json.dumps, rows))})
+    with pytest.raises(UserError, match=r"within them report.findings.text, .*, such as --data.column report.findings"):
+        load(Data(name=str(tmp_path / "b.jsonl")), Text())
 
 
 def test_a_table_about_files_may_lie_anywhere_and_name_them_in_short(tmp_path, capsys):
