@@ -55,6 +55,7 @@ class Objective(nn.Module):
     earlier: ClassVar[dict[str, str]] = {}
     # True if a sample's loss depends on the others of its global micro-batch, so that accumulation changes the loss.
     compares: bool = False
+    compares_where: ClassVar[str] = ""  # the settings that make it so, in words, of an objective that has such
     # False if the loss says nothing of samples that are not trained on; there is no `eval_loss` then.
     evaluates: ClassVar[bool] = True
 

@@ -61,6 +61,7 @@ class DINO(Objective):
         "at the logarithm of their number"
     )
     choose: ClassVar[str] = "where many small crops make sense and time is long; with `ibot` for the pieces' sake, too"
+    compares_where: ClassVar[str] = "targets are `sinkhorn`, `koleo` is above 0, or its heads normalise over the batch"
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class BYOL(Objective):
     cost: ClassVar[str] = "two forwards and two of the teacher, which is a copy of encoder and head; head statistics"
     collapse: ClassVar[str] = "slow: RankMe falls, mean cosine rises to 1; raise `half_life`, or lower the rate"
     choose: ClassVar[str] = "no negatives: sets in which many samples are alike; a slow starter"
+    compares_where: ClassVar[str] = "its heads normalise over the batch"
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class SimSiam(Objective):
     cost: ClassVar[str] = "2 forwards of the student a sample; no teacher; gathers 2 sums of the heads' widths a layer"
     collapse: ClassVar[str] = "the loss falls to 0 in a few steps and `feature_deviation` with it"
     choose: ClassVar[str] = "where neither negatives nor the memory of a teacher are wanted, and batches are not tiny"
+    compares_where: ClassVar[str] = "its heads normalise over the batch"
 
     def __init__(
         self,

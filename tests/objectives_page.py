@@ -18,8 +18,14 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "objectives.md"
 HEAD = """# Objectives: what each is, what it costs, when to take it
 
-Every objective runs on every modality, on any number of ranks, at every ZeRO stage. `python train.py --objective NAME`
-is enough: options that are not said are the modality's own, by the shipped recipe `configs/MODALITY_NAME.yaml`.
+Every objective runs on every modality, on any number of ranks, at every ZeRO stage.
+`python train.py --data X --objective NAME` is enough: options that are not said are the modality's own, by the shipped
+recipe `configs/MODALITY_NAME.yaml`. `frozen_teacher` also wants `--objective.teacher`.
+
+A *piece* is a patch of a picture, a tile of a log-mel spectrogram, or a token of a text. A *lead* is a token in front
+that stands for the whole sample (CLS). A *view* is a sample as the encoder gets it: a crop, distorted, or with pieces
+hidden. A *teacher* gives targets and has no gradient: it is the student's moving average, or a published encoder. A
+*rank* is one process of a run, and the *global batch* is that of all ranks.
 
 *Costs* are a sample's forwards through the encoder, what is held beside it, and what a step gathers from W ranks (B
 samples a rank, vectors of d float32). *Gain* is what pretraining of a few minutes is worth in points, beside the
@@ -56,8 +62,9 @@ def overview(gains: dict) -> str:
 
 
 def batch(cls) -> str:
-    compares = "compares the samples of a micro-batch of all ranks" if cls.compares is True else ""
-    return compares or ("compares them where its heads normalise over the batch" if "head" in known(cls) else "")
+    if cls.compares is True:
+        return "compares the samples of a micro-batch of all ranks"
+    return f"compares them where {cls.compares_where}" if cls.compares_where else ""
 
 
 def known(cls) -> dict[str, Any]:
