@@ -64,7 +64,8 @@ def embed(
     Returns:
         `[samples width]`; with `every` `[samples layers width]`, the embedding first; with `pieces` `[samples pieces
         width]` or `[samples layers pieces width]`. Where samples have unequally many pieces, an array of dtype object
-        that holds an array for each. A sample that cannot be read is NaN, and a line names it.
+        that holds an array for each. A sample that cannot be read is NaN (in dtype object without pieces), and a line
+        names it.
 
     Raises:
         UserError: for what the user can mend, in one line.

@@ -56,7 +56,7 @@ class Windows:
         """As `datasets` has it: a row, columns of several rows, or a column."""
         if isinstance(key, str):
             return self.source if key == "source_row" else self[:][key]
-        index = np.arange(len(self))[key]
+        index = np.arange(*key.indices(len(self))) if isinstance(key, slice) else np.asarray(key, dtype=np.int64)
         rows, back = np.unique(self.source[index], return_inverse=True)  # a long recording is fetched once
         others = [name for name in self.rows.column_names if name != self.column]
         found = self.rows.select_columns(others)[rows.tolist()] if others else {}

@@ -43,7 +43,8 @@ class Text(Modality):
         row_length: tokens of a row, into which several texts are packed, `<s>` and `</s>` included. A number makes all
             rows equally long, for `--compile`; batches of 128 texts and more fill them to 95 %. Default: as long as
             fills them best.
-        whole_words: masked objectives hide whole words.
+        whole_words: masked objectives hide whole words, where pieces are hidden at `random` (`mask.kind`); of the last
+            word that is chosen only as many tokens as the ratio has room for.
         augmentation: strong views: `split` gives each token to one of two disjoint views (`scale` is not used); `span`
             keeps a random run of words, of a length in `scale`. Smaller views are shorter runs, of halves too.
         deletion: probability with which a strong view leaves out each of its tokens.

@@ -230,7 +230,8 @@ class Data:
             Default: in folders the file, else the line.
         encoding: of text files and of csv and json, such as `latin-1`. Default: UTF-8, or UTF-16 with a mark.
         eval_fraction: part that is held out of training for `eval_loss`, chosen by a hash of the row's number, or of
-            its group's name.
+            its group's name. Where it is less than a step's samples, an objective that compares samples has fewer to
+            compare there than in training: such an `eval_loss` is another figure than `loss`.
         max_bad: unusable samples that are replaced before the run stops. Default: 1 %, and at least 10.
     """
 

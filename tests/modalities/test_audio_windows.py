@@ -1,5 +1,7 @@
 """Windows of recordings: every sample of a recording is in one of them, and each is what a cut of the whole gives."""
 
+import tracemalloc
+
 import datasets
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from support import encoded, tone
 from triptych.modalities import EVALUATION, ViewSpec
 from triptych.modalities.audio import Audio
 from triptych.modalities.audio_file import RATE, Clip
-from triptych.modalities.audio_windows import windows_of
+from triptych.modalities.audio_windows import Windows, windows_of
 from triptych.modalities.base import NoSamples, recording, segment, span_of
 from triptych.training.loader import Samples
 
@@ -76,6 +78,11 @@ def test_a_table_of_windows_is_read_as_one_of_rows():
     assert made[1:3]["label"] == [5, 5] == made[[1, 2]]["label"] and made[0:0]["audio"] == []
     assert [cell["start"] for cell in made[[2, 0, 0]]["audio"]] == [12_000 - modality.window, 0, 0]
     assert made.select_columns(["audio"])[3].keys() == {"audio", "source_row"}
+    many = Windows(made.rows, "audio", np.zeros(10**6, np.int64), np.arange(10**6))
+    tracemalloc.start()
+    many[[5, 7]], many[3:5], many[-1]
+    assert tracemalloc.get_traced_memory()[1] < 10**6  # what is asked for, not something of all windows each time
+    tracemalloc.stop()
 
 
 def test_hop_is_at_most_the_window():
