@@ -3,7 +3,7 @@
 python embed.py runs/mine --data path/to/pictures --to features.parquet
 python embed.py facebook/dinov2-small --data path/to/pictures --query q.png --neighbours 5
 
-`RUN_OR_EXPORT_OR_HUB_ID` is a run's folder, an export's, or a published checkpoint of a known family. From Python:
+The first word is a run's folder, an export's, or a published checkpoint of a known family. From Python:
 `from triptych import embed; embed("runs/mine", pictures)`.
 """
 

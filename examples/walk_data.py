@@ -1,8 +1,8 @@
 """Make the data of docs/walks.md: radiographs, recordings, reports. All of it is drawn by chance; nobody is in it.
 
-    python examples/walk_data.py radiographs walk/radiographs     # 500 patients, three pictures each: 12 bits, nested
-    python examples/walk_data.py radiographs walk/radiographs     # 500 patients, 3 pictures each, of 12 bits
-    python examples/walk_data.py reports walk/reports             # 5 MB of documents, as json lines with nested fields
+    python examples/walk_data.py radiographs radiographs    # 500 patients, three pictures each, of 12 bits, in folders
+    python examples/walk_data.py recordings recordings      # 30 of 2 to 10 minutes, and where the calls in them are
+    python examples/walk_data.py reports reports            # 5 MB of documents, as json lines with nested fields
 
 `--share 0.02` makes a fiftieth of it.
 """
