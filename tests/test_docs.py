@@ -7,6 +7,7 @@ import support
 
 from triptych.embed import write
 from triptych.encoders import EncoderSettings
+from triptych.encoders.native import FAMILIES
 from triptych.export import export
 from triptych.modalities import MODALITIES
 from triptych.modalities.domains import arguments, defaults
@@ -61,3 +62,15 @@ def test_what_a_page_names_is_there(page, known):
     said = {option.rstrip(".") for option in re.findall(r"(?<![\w-])--([a-z]\w*(?:\.\w+)*)", text)}
     wrong = said - known - (WRONG if page.name == "faults.md" else set())
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/continuing.md"])
+def test_families_are_all_named(page):
+    text = (ROOT / page).read_text()
+    assert not [name for name in FAMILIES if f"`{name}`" not in text]
+
+
+def test_objectives_are_all_named_and_counted():
+    text = (ROOT / "README.md").read_text()
+    assert not [name for name in OBJECTIVES if f"`{name}`" not in text]
+    assert len(OBJECTIVES) == 18 and "eighteen objectives" in " ".join(text.split())
