@@ -116,7 +116,7 @@ def pool(encoded: Encoded, view: View, pooling: Pooling) -> Float[Tensor, "b e"]
 def pool_pieces(encoded: Encoded, view: View) -> Float[Tensor, "b d"]:
     """Mean of each sample's pieces, in batch order."""
     if view.segment is None:
-        return encoded.pieces.mean(1)
+        return encoded.pieces.mean(1) if encoded.pieces.shape[1] else encoded.pieces.sum(1)
     total, count = sum_by_segment(encoded.pieces, view)
     return total / count.clamp(min=1)[:, None]
 

@@ -179,10 +179,9 @@ class Sketch(Objective):
     def thin(self, view: View, number: int) -> View:
         """A view without a part of its pieces, which another view of the sample may keep."""
         modality = self.backbone.modality
-        hide = masking.hide(
-            view.replace(seed=mix(view.seed, DROP, number)), self.drop, "random", 1, modality.droppable(view)
-        )
-        _, _, index, valid = masking.split(view, hide, self.drop, modality.stay)
+        seeded, drop = view.replace(seed=mix(view.seed, DROP, number)), masking.sparing(view, self.drop)
+        hide = masking.hide(seeded, drop, "random", 1, modality.droppable(view))
+        _, _, index, valid = masking.split(view, hide, drop, modality.stay)
         return view.keep(index, valid)
 
     def compare(self, z: dict[str, Tensor]) -> dict[str, Tensor]:

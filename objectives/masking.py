@@ -204,11 +204,19 @@ class Dropped(NamedTuple):
 
 
 def drop(view: View, mask: Mask, modality: Modality) -> Dropped:
-    """Take the pieces that the mask chooses out of a view."""
-    hidden = hide(view, mask.ratio, mask.kind, mask.block, modality.droppable(view))
-    index, valid, kept_index, kept_valid = split(view, hidden, mask.ratio, modality.stay)
+    """Take the pieces that the mask chooses out of a view; of a grid of several, at least one is kept."""
+    ratio = sparing(view, mask.ratio)
+    hidden = hide(view, ratio, mask.kind, mask.block, modality.droppable(view))
+    index, valid, kept_index, kept_valid = split(view, hidden, ratio, modality.stay)
     view = view.replace(secret=modality.secret(view, hidden))
     return Dropped(view.keep(kept_index, kept_valid), view.keep(index, valid), index, valid)
+
+
+def sparing(view: View, ratio: float) -> float:
+    """The ratio, or, where it would leave a grid no piece, one that leaves it one. (A text keeps its last token.)"""
+    pieces = view.data.shape[1]
+    # Half a piece more, so that no rounding makes it none.
+    return min(ratio, 1 - 1.5 / pieces) if view.segment is None and pieces > 1 else ratio
 
 
 def predictable(view: View, valid: Bool[Tensor, "r h"], modality: Modality) -> Bool[Tensor, "r h"] | None:

@@ -1,12 +1,14 @@
 """Masks: exact numbers, whatever the packing; uniform; blocks are blocks and words are whole."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from triptych.encoders.backbone import Encoded, pool_pieces
 from triptych.modalities import View
 from triptych.objectives import masking
 
@@ -95,6 +97,17 @@ def test_split_loses_nothing(stay, kind):
         assert torch.equal(parts[1], ~hide & (view.segment > 0))
         none = masking.split(view, torch.zeros_like(hide), ratio, stay)
         assert [t.shape for t in none] == [t.shape for t in (index, valid, other, there)]
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 4, 9, 10, 49])
+def test_of_a_grid_of_several_pieces_one_is_kept_and_else_as_many_as_the_ratio_says(pieces):
+    modality = SimpleNamespace(droppable=lambda view: None, secret=lambda view, hidden: None, stay=0)
+    for ratio in (0.1, 0.5, 2 / 3, 0.75, 0.9, 0.99):
+        cut = masking.drop(grid(3, pieces), masking.Mask(ratio), modality)
+        assert cut.kept.data.shape == (3, max(1, int(pieces * (1 - ratio))))
+        assert cut.dropped.data.shape[1] + cut.kept.data.shape[1] == pieces and cut.valid.all()
+    nothing = Encoded(torch.ones(3, 1, 1, 4), torch.ones(3, 0, 4))
+    assert torch.equal(pool_pieces(nothing, grid(3, 1)), torch.zeros(3, 4))  # not NaN
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.75, 0.9])
