@@ -44,7 +44,7 @@ PLANTED = {
     "uneven halves": (TEXT, "random.random(length) < 0.5", "random.random(length) < 0.7", WRITING),
     "short spans": (TEXT, "round(random.uniform(*scale) * len", "round(scale[0] * len", WRITING),
     "no deletion": (TEXT, "draw >= self.deletion", "draw >= 0", WRITING),
-    "no warm-up": (ENGINE, "return peak * (step + 1) / warmup", "return peak", STEPS),
+    "no warm-up": (ENGINE, "return peak * min(1.0, (step + 1) / warmup)", "return peak", STEPS),
     "no cosine": (ENGINE, "return peak * (1 + math.cos(", "return peak * (1 + 0 * math.cos(", STEPS),
     "decay on everything": (ENGINE, "decay = 0.0 if", "decay = weight_decay if", STEPS),
     "decay on positions": (ENGINE, " or id(parameter) in exempt", "", STEPS),
