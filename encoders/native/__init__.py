@@ -142,8 +142,9 @@ def start_from(path: str, modality: str, revision: str | None = None) -> Start:
             return start
     except OSError as error:  # nothing there, no network, no safetensors
         raise ValueError(f"init_from {path}: {str(error).splitlines()[0]}") from error
+    what = f"is of the family {kind!r}" if kind else "has no model_type in its config.json (timm and others have none)"
     raise ValueError(
-        f"init_from {path} is of the family {kind!r}; known are {', '.join(FAMILIES)}{nearest(kind)}; "
+        f"init_from {path} {what}; known are {', '.join(FAMILIES)}{nearest(kind) if kind else ''}; "
         "train one of these from nothing, or start from a checkpoint of one"
     )
 

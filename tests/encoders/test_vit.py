@@ -165,6 +165,9 @@ def test_others_are_refused(tmp_path):
     (tmp_path / "other" / "config.json").write_text('{"model_type": "somebody_s_own"}')
     with pytest.raises(ValueError, match=known):
         start_from(str(tmp_path / "other"), "image")
+    (tmp_path / "other" / "config.json").write_text('{"architecture": "vit_small_patch16_224"}')  # as timm has it
+    with pytest.raises(ValueError, match=f"no model_type in its config.json .*; {known}"):
+        start_from(str(tmp_path / "other"), "image")
     published(tmp_path / "vit", "ViTModel")
     with pytest.raises(ValueError, match="is of modality image, the run is of text"):
         start_from(str(tmp_path / "vit"), "text")
