@@ -10,6 +10,12 @@ from triptych.evaluation.tasks import TASKS
 
 KEPT = "probe.json"  # in a run's folder
 OTHERS = {"random": "the untrained encoder", "published": "the published start", "plain": "plain data"}
+# What it means not to be surely above them; the first that holds is said.
+MEANS = {
+    "random": "this says nothing for the training",
+    "published": "use the start",
+    "plain": "the data itself does as well without an encoder",
+}
 
 Row = dict[str, Any]
 
@@ -30,7 +36,8 @@ def verdict(rows: list[Row]) -> list[tuple[str, str]]:
         short = [f"{name} ({it['mean']:+.1f} ± {it['error']:.1f})" for name, it in above.items() if not it["sure"]]
         if won := " and ".join(gains):
             won = f"above {won}"
-        lost = f"NOT surely above {' and '.join(short)}: it says nothing for this training"
+        means = next((text for key, text in MEANS.items() if not above.get(OTHERS[key], {"sure": True})["sure"]), "")
+        lost = f"NOT surely above {' and '.join(short)}: {means}"
         said.append(("look" if short else "good", f"{how}{'; '.join([won] * bool(won) + [lost] * bool(short))}."))
     return said
 
