@@ -295,7 +295,7 @@ def plain(modality: str, train, y, test, test_y) -> float:
     """Pixels, log-mel mean and deviation, or TF-IDF, under the same probe."""
     import numpy as np
 
-    from triptych.evaluation.probes import linear, plain_features
+    from triptych.evaluation.probes import linear
 
     if modality == "text":
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -313,6 +313,23 @@ def plain(modality: str, train, y, test, test_y) -> float:
         mels = [v.reshape(len(v), -1, bins, train.modality.tile[1]) for v in values]
         values = [np.concatenate([m.mean((1, 3)), m.std((1, 3))], axis=1) for m in mels]
     return 100 * linear(values[0], y, values[1], test_y).mean()
+
+
+def plain_features(rows):
+    """What the data gives without any encoder: `[n, values]` of the modality's evaluation view."""
+    import numpy as np
+    import torch
+
+    from triptych.modalities import EVALUATION
+    from triptych.training.loader import Samples
+
+    samples = Samples(rows.table, rows.column, rows.modality, (EVALUATION,), 0, len(rows))
+    parts = []
+    for at in range(0, len(rows), 250):
+        made = samples.__getitems__([(0, i) for i in range(at, min(at + 250, len(rows)))])
+        view = rows.modality.prepare(made["views"][0])
+        parts.append(torch.as_tensor(view.data).flatten(1).float().numpy())
+    return np.concatenate(parts)
 
 
 def cell(name: str, modality: str, arguments) -> dict:

@@ -3,6 +3,7 @@
 import statistics
 
 from cells import MODALITIES, ROOT, SAMPLES, SCATTER, by_probe, lines, modality_of, names, objective_of
+from pages import between
 
 
 def compared(result: dict, known: dict) -> tuple[list[float], list[float]]:
@@ -68,8 +69,7 @@ BEGIN, END = "<!-- made by benchmarks/cells.py --docs -->", "<!-- end -->"
 
 def with_table(page: str) -> str:
     """The page with the table of the lines that there are."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table(lines())}\n{END}{rest.partition(END)[2]}"
+    return between(page, BEGIN, END, table(lines()))
 
 
 def write_docs() -> None:

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from cells import split_by_speaker
+from pages import between
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES, PAGE = ROOT / "benchmarks" / "choice.jsonl", ROOT / "docs" / "sizes.md"
@@ -170,10 +171,8 @@ def sizes(data: Path | None) -> str:
 
 def write(which: str, text: str) -> None:
     """Put a table into its place in docs/sizes.md."""
-    page = PAGE.read_text()
     begin, end = f"<!-- {which}: made by benchmarks/choice.py -->", f"<!-- end of {which} -->"
-    before, _, rest = page.partition(begin)
-    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+    PAGE.write_text(between(PAGE.read_text(), begin, end, text))
 
 
 if __name__ == "__main__":

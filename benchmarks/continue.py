@@ -215,13 +215,12 @@ def hits_of(made, source, labels, most: int):
             hits |= JUDGED[key]
             continue
         x, t = extract(backbone, train), extract(backbone, test)
-        found = {}
+        found = JUDGED[key] = {}
         for pooling in x.x:
             for each in labels:
                 draws = DRAWS if each else 1
                 where = x.x[pooling], y[x.row], t.x[pooling], test_y[t.row]
                 found[name, pooling, each] = over_draws(linear, *where, each, draws)
-        JUDGED[key] = found
         hits |= found
     return hits
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from pages import between
+
 ROOT = Path(__file__).parents[1]
 LINES = ROOT / "benchmarks" / "continue.jsonl"
 SHIPPED = "recipe"  # the name of the recipe that `--init_from` takes by itself
@@ -63,8 +65,7 @@ BEGIN, END = "<!-- made by benchmarks/continue.py --docs -->", "<!-- end of cont
 
 
 def with_tables(page: str) -> str:
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{tables(lines())}\n{END}{rest.partition(END)[2]}"
+    return between(page, BEGIN, END, tables(lines()))
 
 
 def write_docs() -> None:

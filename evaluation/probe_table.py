@@ -10,7 +10,7 @@ from triptych.evaluation.tasks import TASKS
 
 KEPT = "probe.json"  # in a run's folder
 OTHERS = {"random": "the untrained encoder", "published": "the published start", "plain": "plain data"}
-# What it means not to be surely above them; the first that holds is said.
+# What it means not to be surely above them, in the same order; the first that holds is said.
 MEANS = {
     "random": "this says nothing for the training",
     "published": "use the start",
@@ -29,16 +29,15 @@ def verdict(rows: list[Row]) -> list[tuple[str, str]]:
     for few in dict.fromkeys(row["labels"] for row in rows):
         mine = [r for r in rows if (r["encoder"], r["probe"], r["labels"]) == ("pretrained", "linear", few)]
         best = max(mine, key=lambda row: row[row["measure"]])
-        above = {name: best["above"][other] for other, name in OTHERS.items() if other in best["above"]}
+        above = {other: best["above"][other] for other in OTHERS if other in best["above"]}
         what = "all labels" if few == "all" else f"{few} {TASKS[best['task']].few}"
         how = f"Linear probe of {what}, {WORDS[best['measure']]} {best[best['measure']]:.1f}: "
-        gains = (f"{name} ({it['mean']:+.1f} ± {it['error']:.1f})" for name, it in above.items() if it["sure"])
-        short = [f"{name} ({it['mean']:+.1f} ± {it['error']:.1f})" for name, it in above.items() if not it["sure"]]
-        if won := " and ".join(gains):
-            won = f"above {won}"
-        means = next((text for key, text in MEANS.items() if not above.get(OTHERS[key], {"sure": True})["sure"]), "")
-        lost = f"NOT surely above {' and '.join(short)}: {means}"
-        said.append(("look" if short else "good", f"{how}{'; '.join([won] * bool(won) + [lost] * bool(short))}."))
+        words = {o: f"{OTHERS[o]} ({it['mean']:+.1f} ± {it['error']:.1f})" for o, it in above.items()}
+        sure, short = ([o for o in above if above[o]["sure"] == wanted] for wanted in (True, False))
+        parts = [f"above {' and '.join(words[o] for o in sure)}"] if sure else []
+        if short:
+            parts.append(f"NOT surely above {' and '.join(words[o] for o in short)}: {MEANS[short[0]]}")
+        said.append(("look" if short else "good", f"{how}{'; '.join(parts)}."))
     return said
 
 

@@ -12,7 +12,7 @@ from triptych.evaluation.tasks import Classes, Task, draw
 
 PROBES = ("linear", "knn")
 
-__all__ = ["PROBES", "Score", "draw", "linear", "measured", "outputs", "over_draws", "plain_features", "score"]
+__all__ = ["PROBES", "Score", "draw", "linear", "measured", "outputs", "over_draws", "score"]
 
 
 def linear(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:
@@ -70,19 +70,3 @@ def score(values: np.ndarray, other: np.ndarray | None = None) -> Score:
     if deviation is not None:
         variance += deviation**2 / len(draws)
     return Score(float(values.mean()), deviation, math.sqrt(variance))
-
-
-def plain_features(rows) -> np.ndarray:
-    """What the data gives without any encoder: `[n, values]` of the modality's evaluation view."""
-    import torch
-
-    from triptych.modalities import EVALUATION
-    from triptych.training.loader import Samples
-
-    samples = Samples(rows.table, rows.column, rows.modality, (EVALUATION,), 0, len(rows))
-    parts = []
-    for at in range(0, len(rows), 250):
-        made = samples.__getitems__([(0, i) for i in range(at, min(at + 250, len(rows)))])
-        view = rows.modality.prepare(made["views"][0])
-        parts.append(torch.as_tensor(view.data).flatten(1).float().numpy())
-    return np.concatenate(parts)

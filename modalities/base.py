@@ -26,7 +26,7 @@ class NoSamples(ValueError):
     """Rows of which none gives a sample."""
 
 
-PLAIN = 1024  # values of a picture that is compared without an encoder: 32 × 32 of grey, 18 × 18 of colours
+PLAIN_VALUES = 1024  # values of a picture that is compared without an encoder: 32 × 32 of grey, 18 × 18 of colours
 Span = tuple[float, float]  # seconds of a recording: where it begins and ends
 SPAN = re.compile(r"#t=([0-9.e+-]+),([0-9.e+-]+)$")
 
@@ -284,9 +284,9 @@ class Grid(Modality):
         return view.data
 
     def plain(self, view: View) -> Float[Tensor, "b v"]:
-        """The values themselves, shrunk by means of areas to about `PLAIN` of them."""
+        """The values themselves, shrunk by means of areas to about `PLAIN_VALUES` of them."""
         values = self.uncut(view).float()
-        share = min(1.0, math.sqrt(PLAIN / values[0].numel()))
+        share = min(1.0, math.sqrt(PLAIN_VALUES / values[0].numel()))
         return F.adaptive_avg_pool2d(values, [max(1, round(side * share)) for side in values.shape[2:]]).flatten(1)
 
     def uncut(self, view: View, weight: Float[Tensor, "r n p"] | None = None) -> Float[Tensor, "r c h w"]:

@@ -209,13 +209,16 @@ class Image(Grid):
 
     def fit(self, rows, column: str) -> str | None:
         """Of sets with more than 8 bits, or other channels: one range for all, mean and deviation; says which."""
+
+        def is_deep(i: int) -> bool:
+            return self._tried(of_eight_bits, rows[i][column], HEAD) is False
+
         looked_at = spread(len(rows), LOOKED_AT)
-        if not self.arrays:
-            deep = [i for i in spread(len(rows), HEADS) if self._tried(of_eight_bits, rows[i][column], HEAD) is False]
-            if not deep:
+        if not self.arrays and not any(map(is_deep, looked_at)):  # there are none, or few among others
+            few = [i for i in spread(len(rows), HEADS) if is_deep(i)]
+            if not few:
                 return None
-            if not set(deep) & set(looked_at):  # rare among others
-                looked_at += deep[:LOOKED_AT]
+            looked_at += few[:LOOKED_AT]
         looked = Looked()
         for i in looked_at:
             if (raw := self._tried(self._raw, rows[i][column])) is not None:
