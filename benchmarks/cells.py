@@ -61,6 +61,8 @@ def main() -> None:
         "--teacher", type=Path, help="native folder of a text encoder, for text_frozen_teacher; else it is our SimCLR's"
     )
     parser.add_argument("--finetune", action="store_true", help="also the cells that the probe judges")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="float32 on either")
+    parser.add_argument("--to", type=Path, default=LINES, help="file of the lines")
     parser.add_argument("--docs", action="store_true", help="write the table of docs/benchmarks.md, and run nothing")
     arguments = parser.parse_args()
     from cells_page import table, write_docs
@@ -72,7 +74,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    done = lines()
+    done = lines(arguments.to)
     for name in names():
         modality = modality_of(name)
         if not any(only in name or name == f"reference_{modality}" and modality in only for only in arguments.only):
@@ -82,8 +84,8 @@ def main() -> None:
         run = reference if name.startswith("reference") else cell
         settings = resolved(name)
         line = {"cell": name, "config": fingerprint(settings)} | run(name, modality, arguments) | {"settings": settings}
-        done = lines() | {name: line}
-        LINES.write_text("".join(json.dumps(done[n]) + "\n" for n in names() if n in done))
+        done = lines(arguments.to) | {name: line}
+        arguments.to.write_text("".join(json.dumps(done[n]) + "\n" for n in names() if n in done))
         print(json.dumps({k: v for k, v in line.items() if k != "settings"}), flush=True)
     print(table(done))
 
@@ -104,9 +106,9 @@ def objective_of(name: str) -> str:
     return name.partition("_")[2].partition("#")[0]
 
 
-def lines() -> dict[str, dict]:
+def lines(file: Path = LINES) -> dict[str, dict]:
     """Finished cells by name."""
-    found = LINES.read_text().splitlines() if LINES.exists() else []
+    found = file.read_text().splitlines() if file.exists() else []
     return {line["cell"]: line for line in map(json.loads, found)}
 
 
@@ -226,7 +228,7 @@ def fitted(config):
     return modality
 
 
-def tuned(make, train, y, test, test_y, modality: str, samples: int, rate: float) -> list[float]:
+def tuned(make, train, y, test, test_y, modality: str, samples: int, rate: float, device: str) -> list[float]:
     from triptych.evaluation.finetune import finetune
     from triptych.evaluation.probes import draw
 
@@ -237,28 +239,29 @@ def tuned(make, train, y, test, test_y, modality: str, samples: int, rate: float
         rows = [train.select(index), test]
         for part in rows:
             part.modality = backbone.modality
-        scores.append(finetune(backbone, rows[0], y[index], rows[1], test_y, samples, rate, batch=32, seed=seed))
+        given = backbone, rows[0], y[index], rows[1], test_y, samples, rate
+        scores.append(finetune(*given, batch=32, seed=seed, device=device))
     return scores
 
 
-def budgets(make, train, y, test, test_y, modality: str) -> dict[str, list[float]]:
+def budgets(make, train, y, test, test_y, modality: str, device: str) -> dict[str, list[float]]:
     """Fine-tuning with fewer and more samples, and for sound at two rates; the best one counts, also from scratch."""
     rates = (1e-3, 3e-3) if modality == "audio" else (1e-3,)
     return {
-        f"{samples} {rate}": tuned(make, train, y, test, test_y, modality, samples, rate)
+        f"{samples} {rate}": tuned(make, train, y, test, test_y, modality, samples, rate, device)
         for samples in DATA[modality][3:]
         for rate in rates
     }
 
 
-def probed(backbone, train, y, test, test_y) -> dict[str, list[float]]:
+def probed(backbone, train, y, test, test_y, device: str = "cpu") -> dict[str, list[float]]:
     """Linear probe over draws of nine tenths of the labels, by pooling."""
     import numpy as np
 
     from triptych.evaluation.features import extract
     from triptych.evaluation.probes import linear
 
-    (x, kept, _), (t, test_kept, _) = extract(backbone, train), extract(backbone, test)
+    (x, kept, _), (t, test_kept, _) = (extract(backbone, rows, device=device) for rows in (train, test))
     scores: dict[str, list[float]] = {pooling: [] for pooling in x}
     for seed in range(DRAWS):
         part = np.random.RandomState(seed).permutation(len(kept))[: int(0.9 * len(kept))]
@@ -285,9 +288,9 @@ def reference(name: str, modality: str, arguments) -> dict:
     backbone = fresh(0)
     train, y, test, test_y = rows_of(config, modality, backbone.modality, arguments.data, arguments.work)
     return {
-        "probe": probed(backbone, train, y, test, test_y),
+        "probe": probed(backbone, train, y, test, test_y, arguments.device),
         "plain": plain(modality, train, y, test, test_y),
-        "scratch": budgets(fresh, train, y, test, test_y, modality),
+        "scratch": budgets(fresh, train, y, test, test_y, modality, arguments.device),
     }
 
 
@@ -343,23 +346,27 @@ def cell(name: str, modality: str, arguments) -> dict:
     if objective_of(name) == "frozen_teacher":
         teacher = arguments.teacher if modality == "text" else exported(f"{modality}_simclr", arguments)
     config = config_of(name, modality, arguments.data, arguments.work / name, teacher)
+    config.run.device = arguments.device
+    if arguments.device == "cuda":
+        config.run.bf16 = config.run.tf32 = False
     began, cpu = time.perf_counter(), cpu_seconds()
     figures = pretrain(config)
     minutes, cpu = (time.perf_counter() - began) / 60, (cpu_seconds() - cpu) / 60
     backbone = from_run(config.run.output_dir)[1].backbone
     train, y, test, test_y = rows_of(config, modality, backbone.modality, arguments.data, arguments.work)
     result = {
+        "device": arguments.device,
         "samples": samples_of(name),
         "minutes": minutes,
         "cpu_minutes": cpu,
         "loss": figures.get("loss"),
         "rankme": figures.get("rankme"),
         "verdict": figures.get("verdict"),
-        "probe": probed(backbone, train, y, test, test_y),
+        "probe": probed(backbone, train, y, test, test_y, arguments.device),
     }
     if arguments.finetune or not by_probe(name):
         again = lambda _: from_run(config.run.output_dir)[1].backbone  # noqa: E731
-        result["finetuned"] = budgets(again, train, y, test, test_y, modality)
+        result["finetuned"] = budgets(again, train, y, test, test_y, modality, arguments.device)
     return result
 
 

@@ -45,7 +45,7 @@ RECIPES = {
 }
 # How others continue the same start on as many samples (benchmarks/continue_peers.py), where `recipe` was run before.
 PEERS = ("simcse", "tsdae", "lightly")
-SOUND = ["--config", str(ROOT / "configs" / "audio_mae.yaml"), "--max_steps=800", "--report_to=none", "--device=cpu"]
+SOUND = ["--config", str(ROOT / "configs" / "audio_mae.yaml"), "--max_steps=800", "--report_to=none"]
 LABELS, DRAWS, MOST, KEPT_ROWS, PAIRS = (5, 20), 10, 2000, 1000, 1500
 
 
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "continue")
     parser.add_argument("--to", type=Path, default=continue_page.LINES)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cuda: bfloat16, as train.py does there without a word")
     parser.add_argument("--docs", action="store_true", help="write the tables of docs/benchmarks.md, and run nothing")
     args = parser.parse_args()
     if args.docs:
@@ -100,8 +101,9 @@ def cell(name: str, recipe: str, args):
     start = args.checkpoints / began
     if began == "an4" and not start.is_dir():
         start = args.work / "an4"
-        train([*SOUND, f"--data={args.shared / 'an4'}", f"--output_dir={start}"], args.threads)
-    options = {"data": data, "init_from": start, "output_dir": run, "device": "cpu", "report_to": "none"}
+        given = {"data": args.shared / "an4", "output_dir": start, "device": args.device}
+        train([*SOUND, *(f"--{k}={v}" for k, v in given.items())], args.threads)
+    options = {"data": data, "init_from": start, "output_dir": run, "device": args.device, "report_to": "none"}
     recipe, _, seed = recipe.partition("#")
     options |= {"probe_data": data, "keep": "best"} | size | RECIPES[recipe] | ({"seed": seed} if seed else {})
     clock = time.time()
@@ -181,7 +183,7 @@ def judged(data: Path, run: Path, args, theirs=None):
     config, made = encoders(run)
     made = theirs or made
     source = dataclasses.replace(config.data, name=str(data))
-    hits = hits_of(made, source, LABELS + (None,), MOST)
+    hits = hits_of(made, source, LABELS + (None,), MOST, args.device)
     for pooling in ("native", "mean"):
         for labels in (*LABELS, None):
             yield {"pooling": pooling, "labels": labels or "all"} | compared(hits, pooling, labels, made)
@@ -192,7 +194,7 @@ def kept(other: Path, run: Path, args, theirs=None):
     from triptych.training.settings import Data
 
     made = theirs or encoders(run)[1]
-    hits = hits_of(made, Data(name=str(other)), (20,), KEPT_ROWS)
+    hits = hits_of(made, Data(name=str(other)), (20,), KEPT_ROWS, args.device)
     yield {"pooling": "native", "labels": f"20, on {other.name}"} | compared(hits, "native", 20, made)
     if "string" in made["start"].modality.features and (args.shared / "sick").is_dir():
         found = {name: round(similarity(backbone, args.shared / "sick"), 2) for name, backbone in made.items()}
@@ -202,7 +204,7 @@ def kept(other: Path, run: Path, args, theirs=None):
 JUDGED: dict = {}  # hits of what all recipes begin with, by its name, the data and their most rows
 
 
-def hits_of(made, source, labels, most: int):
+def hits_of(made, source, labels, most: int, device: str):
     from triptych.evaluation.features import extract
     from triptych.evaluation.labels import splits
     from triptych.evaluation.probes import linear, over_draws
@@ -214,7 +216,7 @@ def hits_of(made, source, labels, most: int):
         if name in ("untrained", "start") and key in JUDGED:
             hits |= JUDGED[key]
             continue
-        x, t = extract(backbone, train), extract(backbone, test)
+        x, t = (extract(backbone, rows, device=device) for rows in (train, test))
         found = JUDGED[key] = {}
         for pooling in x.x:
             for each in labels:
