@@ -8,6 +8,7 @@ from triptych.modalities import MODALITIES, Modality
 from triptych.training.documents import WIDE
 from triptych.training.errors import UserError, nearest, one_line
 from triptych.training.files import TABLES, File, Source, some, walk
+from triptych.training.separated import separation
 from triptych.training.settings import Data
 
 # Only these are looked into whether they hold samples: a column of type Image is no accident, one of strings may be.
@@ -106,38 +107,17 @@ def _settings(source: Source, builder: str, path: str) -> tuple[tuple[str, Any],
     elif source.encoding:
         made["encoding"] = source.encoding
     if builder == "csv":
-        first = head.decode(made.get("encoding", "utf-8"), "replace").lstrip("\ufeff").split("\n", 1)[0]
-        separators = [s for s in "\t;|" if s in first and "," not in first]
-        if path.lower().endswith(".tsv"):
-            made["sep"] = "\t"
-            if quotes_are_text(path):
-                made["quoting"] = 3  # csv.QUOTE_NONE
-                say(source, f"quotes in {os.path.basename(path)} are text: they do not match")
-        elif separators:
-            made["sep"] = max(separators, key=first.count)
-            say(source, f"the separator of {os.path.basename(path)} is {made['sep']!r}")
+        encoding = made.get("encoding", "utf-8")
+        how, notes = separation(path, head.decode(encoding, "replace"), encoding)
+        made |= how
+        for note in notes:
+            say(source, f"{os.path.basename(path)}: {note}")
     return tuple(made.items())
 
 
 def say(source: Source, note: str) -> None:
     if note not in source.notes:
         source.notes.append(note)
-
-
-def quotes_are_text(path: str) -> bool:
-    """A tsv of lines of equally many cells, one of which begins with a quote and does not end with one.
-
-    For pandas the cell, and the rows below it, would go on to the next quote.
-    """
-    tabs, open_quote = set(), False
-    with open(path, "rb") as file:
-        for line in file:
-            cells = line.rstrip(b"\r\n").split(b"\t")
-            tabs.add(len(cells))
-            open_quote = open_quote or any(c[:1] == b'"' and (len(c) < 2 or c[-1:] != b'"') for c in cells)
-            if len(tabs) > 1:
-                return False
-    return open_quote
 
 
 def holds(table: File, modality: Modality) -> bool:

@@ -494,16 +494,21 @@ def test_encodings_and_separators_are_seen(tmp_path, capsys):
         rows, said = read(tmp_path / name, Text(), capsys)
         assert rows.column == "text" and rows.table["text"][:] == ["a"], name
         assert (rows.label == "label") == ("csv" in name.lower() or name == "tabs"), name
-        assert ("the separator of semicolon.csv is ';'" in said) == (name == "semicolon.csv")
+        assert ("semicolon.csv: its separator is ';'" in said) == (name == "semicolon.csv")
     stray = 'text\tlabel\n"a quote that does not end\t1\nx\t0\nan "end"\t1\n'
     fine = 'text\tlabel\n"he said ""hi"""\t1\n"two\nlines"\t0\n'
     write(tmp_path, **{"stray.tsv": stray, "fine.tsv": fine})
     rows, said = read(tmp_path / "stray.tsv", Text(), capsys)
-    assert (
-        rows.table["text"][:] == ['"a quote that does not end', "x", 'an "end"']
-        and "quotes in stray.tsv are text" in said
-    )
+    assert rows.table["text"][:] == ['"a quote that does not end', "x", 'an "end"']
+    assert "stray.tsv: its quotes are text" in said
     assert load(Data(name=str(tmp_path / "fine.tsv")), Text()).table["text"][:] == ['he said "hi"', "two\nlines"]
+    ended = "text;label\na b;1;\nc;2;\n"
+    swallowed = 'text,label\n"a\nb",1\n"c,1\nd,0\nthe "end",1\n'
+    write(tmp_path, **{"ended.csv": ended, "swallowed.csv": swallowed})
+    rows, said = read(tmp_path / "ended.csv", Text(), capsys)
+    assert rows.table["text"][:] == ["a b", "c"] and rows.labels().tolist() == [1, 2] and "a quote" not in said
+    rows, said = read(tmp_path / "swallowed.csv", Text(), capsys)
+    assert len(rows) == 2 and "swallowed.csv: a quote in line 4 may make one row of several" in said
     write(tmp_path / "docs", **{"a/1.txt": "hallo".encode("utf-16"), "b/2.txt": BAD, "b/3.txt": "welt"})
     rows, said = read(tmp_path / "docs", Text(), capsys)
     assert rows.table["text"][:] == ["hallo", "welt"] and "1 files that are not UTF-8 (b/2.txt)" in said

@@ -1,0 +1,79 @@
+"""Tables of separated values: what a csv or tsv must be read with, by its first bytes, and by its quotes."""
+
+import csv
+from itertools import islice
+from typing import Any
+
+LINES = 1_000_000  # of a file whose quotes are looked at
+LONGEST = 2**31 - 1  # characters of a cell
+
+
+def separation(path: str, head: str, encoding: str) -> tuple[dict[str, Any], list[str]]:
+    """Settings of pandas' reader for a file that begins so, and what is to be said of it, after its name."""
+    made, notes = {}, []
+    first = head.lstrip("\ufeff").split("\n", 1)[0]
+    separators = [s for s in "\t;|" if s in first and "," not in first]
+    if path.lower().endswith(".tsv"):
+        made["sep"] = "\t"
+        if quotes_are_text(path):
+            made["quoting"] = csv.QUOTE_NONE
+            notes.append("its quotes are text: they do not match")
+    elif separators:
+        made["sep"] = max(separators, key=first.count)
+        notes.append(f"its separator is {made['sep']!r}")
+    separator = made.get("sep", ",")
+    if ends_in_separators(head, separator):
+        made["index_col"] = False
+    if "quoting" not in made and (line := open_quote(path, encoding, separator)):
+        notes.append(f"a quote in line {line} may make one row of several: within a cell it is to be doubled")
+    return made, notes
+
+
+def ends_in_separators(head: str, separator: str) -> bool:
+    """Have rows more cells than there are names of columns, and nothing in those? A separator ends each row then.
+
+    pandas would take the first column for an index, and each other for the one before it.
+    """
+    lines = head.lstrip("\ufeff").splitlines(keepends=True)
+    rows = csv.reader(lines[:-1] if len(lines) > 2 else lines, delimiter=separator)  # the last one may be cut
+    try:
+        names = next(rows, [])
+        more = [row[len(names) :] for row in rows if row]
+    except csv.Error:  # said when it is read
+        return False
+    return bool(more) and all(cells and not any(cells) for cells in more)
+
+
+def quotes_are_text(path: str) -> bool:
+    """A tsv of lines of equally many cells, one of which begins with a quote and does not end with one.
+
+    For pandas the cell, and the rows below it, would go on to the next quote.
+    """
+    tabs, open_quote = set(), False
+    with open(path, "rb") as file:
+        for line in file:
+            cells = line.rstrip(b"\r\n").split(b"\t")
+            tabs.add(len(cells))
+            open_quote = open_quote or any(c[:1] == b'"' and (len(c) < 2 or c[-1:] != b'"') for c in cells)
+            if len(tabs) > 1:
+                return False
+    return open_quote
+
+
+def open_quote(path: str, encoding: str, separator: str) -> int | None:
+    """The line from which on a quoted cell goes over several lines, and ends before its cell does; None without one."""
+    before, limit = 0, csv.field_size_limit(LONGEST)
+    try:
+        with open(path, encoding=encoding, errors="replace", newline="") as file:
+            rows = csv.reader(islice(file, LINES), delimiter=separator, strict=True)
+            while True:
+                try:
+                    next(rows)
+                except csv.Error:
+                    if rows.line_num > before + 1:
+                        return before + 1
+                before = rows.line_num
+    except StopIteration:
+        return None
+    finally:
+        csv.field_size_limit(limit)
