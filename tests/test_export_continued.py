@@ -87,16 +87,20 @@ def test_the_file_s_type_is_the_user_s(tmp_path):
 
 
 def test_a_classifier_that_came_goes_out_when_asked_for_and_is_called_stale(tmp_path):
-    came = native(
-        tmp_path / "in", "ViTForImageClassification", num_labels=5, id2label={i: f"kind {i}" for i in range(5)}
-    )
+    labels = {i: f"kind {i}" for i in range(5)}
+    kind = {"num_labels": 5, "id2label": labels, "problem_type": "multi_label_classification"}
+    came = native(tmp_path / "in", "ViTForImageClassification", **kind)
     made = continued(tmp_path / "in", tmp_path / "run")
     without = export(tmp_path / "run", to=str(tmp_path / "without"))
-    assert json.loads((without / "config.json").read_text())["architectures"] == ["ViTModel"]
+    config = json.loads((without / "config.json").read_text())
+    assert config["architectures"] == ["ViTModel"]
+    # A new head would have the old one's loss, and a pipeline its labels.
+    assert not {"id2label", "label2id", "problem_type"} & {name for name, value in config.items() if value}
     assert "Stale" not in (without / "README.md").read_text()
     folder = export(tmp_path / "run", to=str(tmp_path / "with"), keep_heads=True)
     back = transformers.AutoModelForImageClassification.from_pretrained(folder)
     assert torch.equal(back.classifier.weight, came.classifier.weight) and back.config.id2label[4] == "kind 4"
+    assert back.config.problem_type == "multi_label_classification"
     assert torch.equal(back.vit.layernorm.bias, made.backbone.encoder.norm.bias)
     assert "- Stale: `classifier` came with the checkpoint" in (folder / "README.md").read_text()
 

@@ -271,10 +271,12 @@ class Family:
         for name in set(fields) & {"hidden_act", "hidden_activation"}:  # several names of one function
             if ACTIVATIONS.get(base.get(name)) == backbone.encoder.architecture.activation:
                 fields.pop(name)
-        made = config_class.from_dict(self.without_dropout() | base | fields)
         name = (self.head_class(head) if head is not None else None) or self.base_class
         if keep_heads and brought is not None and brought.heads:
             name = brought.architecture
+        if brought is not None and name != brought.architecture:  # its head stays behind, and what it said with it
+            base = {field: value for field, value in base.items() if field not in OF_A_CLASSIFIER}
+        made = config_class.from_dict(self.without_dropout() | base | fields)
         return getattr(transformers, name)(made)
 
     def without_dropout(self) -> dict[str, Any]:
@@ -427,6 +429,9 @@ def native_of(model) -> Native:
     return Native(config, architecture=type(model).__name__)
 
 
+# Fields of a configuration that say what a classifier's outputs are: with a new one, stock `transformers` would choose
+# its loss and its labels by them.
+OF_A_CLASSIFIER = ("id2label", "label2id", "problem_type")
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
