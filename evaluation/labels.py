@@ -8,7 +8,8 @@ import numpy as np
 
 from triptych.evaluation.measures import LEAST
 from triptych.evaluation.tasks import Classes, Numbers, Several, Task
-from triptych.training.errors import UserError, one_line
+from triptych.training.errors import UserError
+from triptych.training.fields import NoLabels
 from triptych.training.groups import group_of, groups_of, suspected
 from triptych.training.sources import Rows, judged, load, split_called, splits_of
 
@@ -45,7 +46,7 @@ def labelled(rows: Rows, split: str) -> tuple[Rows, list[Any]]:
     of the labels.
     """
     if rows.label is None:
-        raise UserError(
+        raise NoLabels(
             f"data {rows.name} has no column called label and no single class label: name its column of labels with "
             f"--label_column (there are {', '.join(c for c in rows.table.column_names if c != rows.column)})"
             if len(rows.table.column_names) > 1
@@ -56,7 +57,7 @@ def labelled(rows: Rows, split: str) -> tuple[Rows, list[Any]]:
     values = [_value(v, names, rows.label) for v in rows.table[rows.label][:]]
     found = [i for i, v in enumerate(values) if v is not None]
     if not found:
-        raise UserError(f"data {rows.name}, split {split}: no row has a label in column {rows.label!r}")
+        raise NoLabels(f"data {rows.name}, split {split}: no row has a label in column {rows.label!r}")
     if len(found) < len(values):
         lost = len(values) - len(found)
         print(f"{split}: {lost:,} of {len(values):,} rows have no label in column {rows.label!r}: left out")
@@ -95,16 +96,8 @@ def task_of(values: list[list[Any]], column: str, asked: str | None = None) -> t
     from sklearn.preprocessing import MultiLabelBinarizer
 
     every = [v for split in values for v in split]
-    kinds = {"lists" if isinstance(v, tuple) else "words" if isinstance(v, str) else "numbers" for v in every}
-    if len(kinds) > 1:
-        raise UserError(
-            f"column {column!r} holds {' and '.join(sorted(kinds))} as labels: write all of them in one way"
-        )
-    (kind,) = kinds
-    parted = kind == "words" and any(BETWEEN in v for v in every)
-    task = asked or ("several" if kind == "lists" or parted else "classes")
-    if asked is None and kind == "numbers" and quantity(every):
-        task = "regression"
+    kind = kind_of(every, column)
+    task = asked or task_by(every, kind)
     if task == "regression" and kind != "numbers" or task == "classes" and kind == "lists":
         raise UserError(f"task {task}: column {column!r} holds {kind}; leave --task out")
     if len(set(every)) == 1:
@@ -121,6 +114,24 @@ def task_of(values: list[list[Any]], column: str, asked: str | None = None) -> t
     classes = sorted(set(every))
     code = {v: i for i, v in enumerate(classes)}
     return Classes([str(c) for c in classes]), [np.array([code[v] for v in split]) for split in values]
+
+
+def kind_of(values: list[Any], column: str) -> str:
+    """What labels are: `lists`, `words` or `numbers`."""
+    kinds = {"lists" if isinstance(v, tuple) else "words" if isinstance(v, str) else "numbers" for v in values}
+    if len(kinds) > 1:
+        raise UserError(
+            f"column {column!r} holds {' and '.join(sorted(kinds))} as labels: write all of them in one way"
+        )
+    (kind,) = kinds
+    return kind
+
+
+def task_by(values: list[Any], kind: str) -> str:
+    """The task that labels of that kind look like, by its name."""
+    if kind == "numbers":
+        return "regression" if quantity(values) else "classes"
+    return "several" if kind == "lists" or any(BETWEEN in v for v in values) else "classes"
 
 
 def quantity(values: list[float]) -> bool:
@@ -224,10 +235,10 @@ def splits(
             continue
         try:
             test, test_words = labelled(load(source, modality, split), split)
-        except UserError as error:
-            if test_split or "no row has a label" not in str(error):
+        except NoLabels:
+            if test_split:
                 raise
-            print(f"{one_line(error)}: not judged on")
+            print(f"split {split}: no row has a label in column {train.label!r}: not judged on")
             continue
         if groups is not None:
             train, words, groups = _without(train, words, groups, test, split)
@@ -245,6 +256,9 @@ def splits(
         how = "at random" if not _classes(y) else "by class"
         how = how if groups is None else f"by {group_of(train)}"
         print(f"no other split with labels: of {learn}, {len(test_pick):,} rows are held out to judge, {how}")
+    # By all rows: in a part of them numbers of classes may have gaps, as numbers that are a quantity do.
+    every = [*words, *test_words]
+    task = task or task_by(every, kind_of(every, train.label))
     chosen = [[w[i] for i in p] for w, p in ((words, pick), (test_words, test_pick))]
     found, (y, test_y) = task_of(chosen, train.label, task)
     test = test.select(test_pick)

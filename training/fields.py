@@ -7,6 +7,10 @@ from triptych.training.errors import UserError, nearest
 BETWEEN = ","  # of the names of several columns
 
 
+class NoLabels(UserError):
+    """There are no labels where some should be."""
+
+
 def flattened(table, *names: str | None):
     """The table with nested fields as columns of their own, `report.findings`, if one of the names is of that kind."""
     known = table.column_names
@@ -47,7 +51,7 @@ def labels_joined(table, label: str | None):
     columns = [part.strip() for part in label.split(BETWEEN)]
     for column in columns:
         if column not in table.column_names:
-            raise UserError(
+            raise NoLabels(
                 f"data.label_column {column!r} is not a column{nearest(column, table.column_names)}; "
                 f"there are {', '.join(table.column_names)}"
             )

@@ -11,10 +11,12 @@ from finished import finished
 from PIL import Image
 
 from triptych.evaluation.labels import hold_out, splits, task_of
+from triptych.modalities import MODALITIES
 from triptych.probe import probe
 from triptych.training.errors import UserError
 from triptych.training.groups import groups_of, suspected
 from triptych.training.loader import held_out
+from triptych.training.memory import held
 from triptych.training.settings import Data
 from triptych.training.sources import load
 
@@ -56,6 +58,25 @@ def test_the_task_is_that_of_the_labels(values, asked, name, names):
 def test_what_makes_no_task_is_refused(values, asked, message):
     with pytest.raises(UserError, match=message):
         task_of([values], "kind", asked)
+
+
+def test_numbers_of_classes_stay_so_in_a_part_of_the_rows():
+    common = [i for i in range(50) if not 9 < i < 20]
+    labels = [*range(10, 20), *common * 10]  # without a gap, but not in the rows that are taken
+    with held({"image": [np.zeros((8, 8), np.uint8)] * 410, "label": labels}, finished_modality()) as name:
+        assert splits(Data(name=name), finished_modality(), "train", None, 100).task.name == "classes"
+
+
+def test_a_split_without_the_column_of_labels_is_not_judged_on(tmp_path, capsys):
+    text = MODALITIES["text"]()
+    for column, named in (("label", None), ("target", "target")):
+        folder = tmp_path / column
+        folder.mkdir()
+        (folder / "train.csv").write_text(f"text,{column}\n" + "one,a\ntwo,b\n" * 10)
+        (folder / "test.csv").write_text("text\nthree\n")
+        found = splits(Data(name=str(folder), label_column=named), text, "train", None, 100)
+        assert len(found.learn) == 16 and len(found.judge) == 4
+        assert f"split test: no row has a label in column {column!r}: not judged on" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("y", [np.arange(300) % 3, np.arange(300) / 7, np.eye(3)[np.arange(300) % 3]])
