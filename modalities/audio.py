@@ -132,7 +132,7 @@ class Audio(Recordings):
         self.check_target()
         self.roll, self.gain, self.stretch, self.frequency_scale = roll, gain, stretch, frequency_scale
         self.time_mask, self.frequency_mask, self.mixup = time_mask, frequency_mask, mixup
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.left_open = mean, std, (mean is None, std is None)
         self.hop = self.window if hop is None else max(1, round(hop * rate))
         if self.hop > self.window:
             raise ValueError(
@@ -219,12 +219,16 @@ class Audio(Recordings):
         )
 
     def load(self, folder: str) -> None:
-        """Sizes are settings; the statistics are the processor's, and frames beyond the last tile."""
+        """Sizes are settings; the statistics are the processor's, where the settings give none, and frames beyond the
+        last tile.
+        """
         from transformers import ASTFeatureExtractor
 
         processor = ASTFeatureExtractor.from_pretrained(folder)
         self.keep_frames(processor.max_length)
-        self.mean, self.std = processor.mean, processor.std
+        was = self.mean, self.std
+        found = zip((processor.mean, processor.std), was, self.left_open, strict=True)
+        self.mean, self.std = (new if is_open else old for new, old, is_open in found)
 
     @property
     def statistics(self) -> tuple[float, float]:

@@ -77,6 +77,7 @@ class Modality:
     """
 
     sizes: ClassVar[tuple[str, ...]] = ()
+    brought: ClassVar[tuple[str, ...]] = ()  # settings that do nothing where `load` brings what they would make
     features: ClassVar[tuple[str, ...]] = ()
     segments: ClassVar[bool] = False  # a row may be some seconds of a file
     stacks: ClassVar[bool] = False  # a sample may lie in several columns, each one of its `channels`

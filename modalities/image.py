@@ -197,14 +197,15 @@ class Image(Grid):
         return processor_of(self)
 
     def load(self, folder: str) -> None:
-        """Sizes are settings; the statistics of values are the processor's."""
+        """Sizes are settings; the statistics of values are the processor's, where the settings give none."""
         from transformers import AutoImageProcessor
 
         self.published = processor = AutoImageProcessor.from_pretrained(folder)
-        if processor.do_normalize:
-            self.mean, self.std = (list(each)[: self.channels] for each in (processor.image_mean, processor.image_std))
-        for name in ("value_range", "float_range"):
-            if found := getattr(processor, name, None):
+        for name, is_open in zip(("mean", "std"), self.left_open, strict=True):
+            if processor.do_normalize and is_open:
+                setattr(self, name, list(getattr(processor, f"image_{name}"))[: self.channels])
+        for name in OPTION.values():
+            if (found := getattr(processor, name, None)) and getattr(self, name) is None:
                 setattr(self, name, tuple(found))
 
     def fit(self, rows, column: str) -> str | None:

@@ -57,6 +57,7 @@ class Text(Modality):
     average = "tokens"  # as `sentence-transformers` has it: the first and the last token, too
     features = ("string", "large_string")
     sizes = ("vocab_size", "max_length")
+    brought = ("tokenizer", "tokenizer_revision", "vocab_size")
     suffixes = (".txt", ".text", ".md")
 
     def __init__(

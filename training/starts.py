@@ -31,13 +31,20 @@ class RunStart:
     folder: Path = field(repr=False)  # the checkpoint; what its modality was fitted to is taken from there
     objective: dict[str, Any] = field(default_factory=dict)
     free: tuple[str, ...] = ()
+    brought: tuple[str, ...] = ()
     trained_by: str | None = None
 
     def __str__(self) -> str:
         return f"{self.folder}, {in_words(self)}"
 
     def adapted(self, given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        """The modality's settings; nothing is changed at load to suit others."""
+        """The modality's settings; nothing is changed at load. What the run brings is not to be given as another."""
+        for name in self.brought:
+            if given.get(name) not in (None, self.modality.get(name)):
+                raise UserError(
+                    f"modality.{name} {given[name]} was given, but init_from {self.folder} brings its own; leave "
+                    f"modality.{name} out"
+                )
         return self.modality, None
 
     def load(self, backbone: Backbone) -> None:
@@ -76,6 +83,7 @@ def find(source: str, modality: str, revision: str | None = None) -> Start | Run
         config.run.pooling,
         found,
         free=tuple(name for name, *_ in arguments(MODALITIES[modality])),
+        brought=MODALITIES[modality].brought,
     )
 
 

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from finished import finished
 
 from triptych.encoders.native import Native
 from triptych.evaluation.load import from_run
+from triptych.modalities import Audio, Image, Text
 from triptych.training import starts
 from triptych.training.errors import UserError
 
@@ -42,6 +44,30 @@ def test_a_start_says_what_it_is(run):
     assert str(starts.find(str(run), "image")).startswith(
         f"{run}/checkpoint-2, vit; image_size 8, patch_size 4, channels 1"
     )
+
+
+def test_what_was_given_goes_before_what_a_folder_says(tmp_path):
+    given = {"mean": 0.25, "std": 0.5, "value_range": (0, 1023)}
+    made = Image(8, 4, mean=0.1, value_range=(0, 4095))
+    made.save(str(tmp_path))
+    mine, open_ = Image(8, 4, **given), Image(8, 4)
+    mine.load(str(tmp_path))
+    open_.load(str(tmp_path))
+    assert (mine.mean, mine.std, mine.value_range) == ([0.25] * 3, [0.5] * 3, (0, 1023))
+    assert (open_.mean, open_.value_range) == (made.mean, made.value_range)
+    Audio(1, mean=-4.0, std=2.0).save(str(tmp_path))
+    mine, open_ = Audio(1, std=3.0), Audio(1)
+    for _ in range(2):
+        mine.load(str(tmp_path))
+        open_.load(str(tmp_path))
+        assert (mine.mean, mine.std, open_.mean, open_.std) == (-4, 3, -4, 2)
+
+
+def test_a_tokenizer_of_another_than_the_start_is_refused():
+    start = starts.RunStart(None, {"vocab_size": 8192}, {}, None, Path("run"), brought=Text.brought)
+    assert start.adapted({"vocab_size": 8192, "max_length": 9}) == ({"vocab_size": 8192}, None)
+    with pytest.raises(UserError, match="modality.tokenizer mine was given, but init_from run brings its own; leave"):
+        start.adapted({"tokenizer": "mine"})
 
 
 def test_what_an_earlier_version_kept_of_a_checkpoint_is_read(tmp_path):
