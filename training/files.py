@@ -165,6 +165,15 @@ def called_alone(names: Iterable[str]) -> dict[str, str]:
     return {called: name for name, each in short.items() for called in each if count[called] == 1}
 
 
+def numbered(short: dict[str, str]) -> dict[int, str]:
+    """Files by the number that one alone is called: in a table `0007` is read as 7. `short`: of `called_alone`."""
+    found: dict[int, set[str]] = {}
+    for called, name in short.items():
+        if called.isdecimal():
+            found.setdefault(int(called), set()).add(name)
+    return {number: names.pop() for number, names in found.items() if len(names) == 1}
+
+
 def is_marked(path: str, modality: Modality) -> bool:
     """Whether a file of any name is one of samples by its first bytes."""
     if not modality.marks:

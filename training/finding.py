@@ -27,7 +27,6 @@ from triptych.training.files import (
     File,
     Source,
     by_split,
-    called_alone,
     names,
     some,
     sort_out,
@@ -36,17 +35,16 @@ from triptych.training.files import (
 )
 from triptych.training.memory import HELD
 from triptych.training.memory import NAME as MEMORY
+from triptych.training.metadata import metadata_of, table_about
 from triptych.training.once import kept
 from triptych.training.segments import marking, segmented
 from triptych.training.settings import Data
 from triptych.training.tables import (
     holds,
     holds_lines,
-    kind_of,
     name_of_modality,
     plain,
     points,
-    posix,
     read_files,
 )
 
@@ -134,7 +132,7 @@ def _local(path: Path, data: Data, modality: Modality) -> Source:
     source.encoding = data.encoding
     samples, tables, about = sort_out(source, path, modality)
     if data.metadata:
-        about = [_about(data.metadata)]
+        about = [table_about(data.metadata)]
         tables = [t for t in tables if not os.path.samefile(t.opens, about[0].opens)]
         if not samples:
             raise UserError(f"data.metadata {data.metadata}: {path} holds no files that it could be about")
@@ -262,7 +260,7 @@ def _files(
     top = _common(list(inner.values()))
     inner = {file: folders[top:] for file, folders in inner.items()}
     if extra is None:
-        extra, columns = _metadata(source, samples, about)
+        extra, columns = metadata_of(source, samples, about)
     unit = "file" if not lines or any(inner.values()) or extra else "line"
     asked, unit = data.document is not None, data.document or unit
     plain_lines = unit == "line" and not any(inner.values()) and not extra and data.group is None
@@ -326,57 +324,6 @@ def _classes(source: Source, groups: dict[str, list[File]], inner, columns: list
         source.notes.append(f"labels are those of the metadata's column, not the {len(found)} folders' names")
         return {}
     return {name: number for number, name in enumerate(found)} if len(found) > 1 else {}
-
-
-def _about(name: str) -> File:
-    """A table about files, which may lie anywhere."""
-    path = Path(os.path.expanduser(name))
-    if not path.is_file() or path.suffix.lower() not in TABLES:
-        raise UserError(f"data.metadata {name}: no such table ({', '.join(TABLES)})")
-    return File(str(path), path.name)
-
-
-def _metadata(source: Source, samples: list[File], about: list[File]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Columns of metadata tables by file; rows without a file, the reverse, and second rows are reported."""
-    rows: dict[str, dict[str, Any]] = {}
-    columns: list[str] = []
-    known = {file.name for file in samples}
-    for table in about:
-        read = read_files(source, TABLES[table.suffix], [table])
-        folder = "/".join((*table.folders, ""))
-        here = {name for name in known if name.startswith(folder)}
-        strings = [c for c, f in read.features.items() if kind_of(f) in ("string", "large_string", "string_view")]
-        places = {column: [_place(folder, value) for value in read[column][:]] for column in strings}
-        if not any(here & set(values) for values in places.values()):
-            # Without the folder, or the suffix: what but one file is called.
-            short = called_alone(here)
-            places = {c: [short.get(_place("", value), value or "") for value in read[c][:]] for c in strings}
-        # The column of files is the one that names most of them.
-        found = {column: len(here & set(values)) for column, values in places.items()}
-        column = max(found, key=lambda c: (found[c], c == "file_name"), default=None)
-        if column is None or not found[column]:
-            source.leave("metadata of which no column names the files", table.name)
-            continue
-        lost = [place for place in places[column] if place not in here]
-        twice = [place for place, count in Counter(places[column]).items() if count > 1 and place in here]
-        others = [c for c in read.column_names if c != column]
-        columns += [c for c in others if c not in columns]
-        twice += sorted(here & rows.keys() & set(places[column]))  # in another table
-        for place, row in zip(places[column], read.select_columns(others).to_list(), strict=True):
-            if place in here:
-                rows.setdefault(place, row)
-        bare = len(here - rows.keys())
-        if lost or bare:
-            source.notes.append(f"{table.name}: {len(lost)} rows without a file, {bare} files without a row")
-        if twice:
-            source.notes.append(
-                f"{table.name}: {len(twice)} files have several rows, of which the first counts ({some(twice)})"
-            )
-    return rows, columns
-
-
-def _place(folder: str, value: str | None) -> str:
-    return os.path.normpath(folder + posix(value or ""))
 
 
 def _sampled(

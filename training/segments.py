@@ -10,8 +10,8 @@ import re
 from typing import Any, NamedTuple
 
 from triptych.modalities.base import segment
-from triptych.training.files import TABLES, File, Source, called_alone, some
-from triptych.training.tables import holds_text, plain, posix, read_files
+from triptych.training.files import TABLES, File, Source, called_alone, numbered, some
+from triptych.training.tables import holds_numbers, holds_text, plain, posix, read_files, say
 
 SECONDS = r"[ _]?(time)?[ _]?(\(?s(ec|econds)?\)?)?"
 START, END = (re.compile(f"({words}){SECONDS}", re.IGNORECASE) for words in ("start|begin|onset", "end|stop|offset"))
@@ -107,7 +107,15 @@ def _marks(source: Source, file: File, known: set[str], stems: dict[str, str]) -
     read = read_files(source, TABLES[file.suffix], [file])
     start, end = times_of(read.column_names)
     places = {c: _places(read[c][:], file, known) for c, f in read.features.items() if holds_text(f)}
-    column = max(places, key=lambda c: sum(place is not None for place in places[c]))
+    if not any(place for several in places.values() for place in several):  # `0007` was read as 7
+        numbers = numbered(called_alone(known))
+        whole = [c for c, f in read.features.items() if holds_numbers(f) and c not in (start, end)]
+        places |= {c: [numbers.get(value) for value in read[c][:]] for c in whole}
+    column = max(places, key=lambda c: sum(place is not None for place in places[c]), default=None)
+    if column is None:
+        return [Mark(None, None, None, {})] * len(read)
+    if holds_numbers(read.features[column]):
+        say(source, f"{file.name}: numbers in column {column!r} are taken for names of recordings")
     times = ([_number(value) for value in read[c][:]] for c in (start, end))
     others = read.remove_columns([column, start, end]).to_list() or [{}] * len(read)
     return [Mark(*one) for one in zip(places[column], *times, others, strict=True)]

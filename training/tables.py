@@ -344,6 +344,10 @@ def kind_of(feature: Any) -> str:
     return feature.dtype if type(feature).__name__ == "Value" else type(feature).__name__
 
 
+def holds_numbers(feature: Any) -> bool:
+    return kind_of(feature).startswith(("int", "uint", "float"))
+
+
 def holds_text(feature: Any) -> bool:
     return kind_of(feature) in ("string", "large_string", "string_view")
 

@@ -123,6 +123,14 @@ def test_a_recording_is_on_one_side_of_the_probe(name, tmp_path):
     assert {i // 4 for i in training}.isdisjoint({i // 4 for i in held})
 
 
+def test_recordings_that_are_called_by_numbers_are_found(tmp_path, capsys):
+    for name in recordings(tmp_path):
+        (tmp_path / name).rename(tmp_path / name.replace("r", "00"))
+    (tmp_path / "marks.csv").write_text("file,start,end,label\n000,0.1,0.3,1\n002,0,1,2\n")
+    assert read(tmp_path, segments=True) == {"000.wav#t=0.1,0.3": 1, "002.wav#t=0.0,1.0": 2}
+    assert "marks.csv: numbers in column 'file' are taken for names of recordings" in capsys.readouterr().out
+
+
 def test_segments_that_nobody_marked_are_refused(tmp_path):
     recordings(tmp_path)
     with pytest.raises(UserError, match="no table or track"):

@@ -360,6 +360,15 @@ def test_metadata_anywhere_and_with_any_name_of_its_column(tmp_path, capsys, tab
     assert (
         "metadata of which no column names the files (metadata.csv)" in read(tmp_path / "none", Image(8, 4), capsys)[1]
     )
+    numbers = "age,id,label\n1,0000,x\n1,0001,y\n0,0002,z\n"
+    write(tmp_path / "numbers", **{"a/metadata.csv": numbers, "b/metadata.csv": "age\n0\n1\n1\n"})
+    for i in range(6):
+        support.write_pictures(tmp_path / "one", 1)
+        (tmp_path / "one" / "000.png").rename(tmp_path / "numbers" / "ab"[i // 3] / f"{i % 3:04d}.png")
+    rows, said = read(tmp_path / "numbers", Image(8, 4), capsys)
+    assert rows.labels().tolist() == ["x", "y", "z", None, None, None]
+    assert "a/metadata.csv: numbers in column 'id' are taken for names of files" in said
+    assert "metadata of which no column names the files (b/metadata.csv)" in said
     write(tmp_path / "both", **{"a": 1, "b": 1, "metadata.csv": "file_name,label\na/000.png,x\nb/000.png,y\n"})
     rows, said = read(tmp_path / "both", Image(8, 4), capsys)
     assert rows.labels().tolist() == ["x", "y"] and "labels are those of the metadata's column" in said
