@@ -323,7 +323,7 @@ def query_rows(query: str, rows, modality):
     from triptych.training.sources import rows_of
     from triptych.training.tables import holds_lines
 
-    words = holds_lines(modality) and not Path(query).expanduser().exists()
+    words = holds_lines(modality) and not os.path.exists(os.path.expanduser(query))  # `Path` refuses long words
     with held([query] if words else query, modality) as name:
         where = Data(name=name)
         try:

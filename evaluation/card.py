@@ -1,5 +1,6 @@
 """The model card of an export: what a user must know of the input, how to get features, what it was trained with."""
 
+import os
 from pathlib import Path
 
 import yaml
@@ -241,7 +242,7 @@ def is_hub_id(name: str, near: Path) -> bool:
 
 
 def is_local(name: str) -> bool:
-    return name.startswith(("/", "~", ".")) or Path(name).exists()
+    return name.startswith(("/", "~", ".")) or os.path.exists(name)  # `Path` refuses long words
 
 
 def public(value):

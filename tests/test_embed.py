@@ -4,6 +4,7 @@ import importlib
 import io
 import re
 
+import datasets
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
@@ -135,6 +136,15 @@ def test_a_table_holds_row_path_and_vector(pictured, tmp_path, capsys):
     np.testing.assert_allclose(np.stack(table["vector"].to_numpy()), np.delete(ours, 2, 0), atol=1e-6)
 
 
+def test_other_columns_are_not_decoded(pictured, tmp_path, capsys):
+    run, data = pictured
+    cells = [{"bytes": (data / name).read_bytes(), "path": None} for name in ("a.png", "bad.png")]
+    kind = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    datasets.Dataset.from_dict({"image": cells[:1] * 2, "mask": cells}, features=kind).to_parquet(tmp_path / "in.parquet")
+    module.main([str(run), "--data", str(tmp_path / "in.parquet"), "--to", str(tmp_path / "out.parquet")])
+    assert "2 vectors" in capsys.readouterr().out
+
+
 def test_a_table_of_pieces_and_layers_has_a_vector_a_line(pictured, tmp_path, monkeypatch):
     run, data = pictured
     monkeypatch.setattr(module, "CHUNK_OF_PIECES", 2)
@@ -168,6 +178,8 @@ def test_a_query_may_be_words(tmp_path, capsys):
     module.main([str(tmp_path / "run"), "--data", str(tmp_path / "lines.txt"), "--query", "garden music winter"])
     first = capsys.readouterr().out.partition("nearest to")[2].splitlines()[1]
     assert first.split()[:3] == ["1.0000", "row", "1"] and "garden music winter" in first
+    module.main([str(tmp_path / "run"), "--data", str(tmp_path / "lines.txt"), "--query", "table " * 100])
+    assert "nearest to" in capsys.readouterr().out  # though no file can have a name as long as that
 
 
 @pytest.mark.parametrize(

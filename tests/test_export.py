@@ -203,7 +203,10 @@ def test_the_card_is_valid_and_keeps_paths_to_itself(tmp_path, monkeypatch):
     data = tmp_path / "secret" / "pictures"
     data.mkdir(parents=True)
     run = tmp_path / "run"
-    finished("image", "mae", run, SQUARE, data=str(data), init_from="google/some-vit")
+    findings = ",".join(f"finding {i}" for i in range(40))  # longer than any name of a file
+    finished(
+        "image", "mae", run, SQUARE, data={"name": str(data), "label_column": findings}, init_from="google/some-vit"
+    )
     card = ModelCard.load(export(run, license="apache-2.0") / "README.md")
     metadata = card.data.to_dict()
     assert metadata["library_name"] == "transformers" and metadata["license"] == "apache-2.0"

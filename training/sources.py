@@ -33,6 +33,7 @@ from triptych.training.tables import (
     label_of,
     name_of_modality,
     say,
+    undecoded,
     whole,
 )
 
@@ -97,7 +98,7 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
         raise UserError(f"data {source.name}: cannot be read: {one_line(error.__cause__ or error)[:300]}") from error
     if not len(table):
         raise UserError(f"data {source.name}, split {split}: no rows")
-    table = flattened(table, data.column, data.label_column, data.group)
+    table = flattened(undecoded(table), data.column, data.label_column, data.group)
     if parts := columns_of(table, data.column, modality):
         table = stacked(table, parts, data, modality, source, split)
         rows = Rows(table, data.column, None, source.name, modality, source.root, data.group)

@@ -1,5 +1,6 @@
 """Tables, files of lines and documents: read by `datasets`, and the column that holds the samples."""
 
+import dataclasses
 import glob
 import os
 from typing import Any
@@ -210,6 +211,14 @@ def _only(found: list[str], why: str, kind: str, source: Source) -> tuple[str, s
 
 def _listed(table) -> str:
     return ", ".join(f"{c} ({kind_of(f)})" for c, f in table.features.items())
+
+
+def undecoded(table):
+    """The table, whose pictures and sounds are files as they are: a row of many columns is asked for one of them."""
+    for column, feature in table.features.items():
+        if getattr(feature, "decode", False):
+            table = table.cast_column(column, dataclasses.replace(feature, decode=False))
+    return table
 
 
 def cells_of(table, column: str, modality: Modality, source: Source, split: str):
