@@ -10,18 +10,26 @@ COLOUR = """    elif path.endswith((".tif", ".tiff")) and is_deep(page := tifffi
         values = np.moveaxis(values, 0, 2) if page.axes[0] == "S" else values
 """
 IS_WIDE = """def is_wide(found):  # Pillow has 8 bits of colours
-    return len(found) > 2 and found.dtype == torch.uint16
+    return len(found) > 1 and found.dtype == torch.uint16
 
 
 """
 IS_DEEP = """def is_deep(page):  # Pillow has 8 bits of each band, and at most four
-    return page.samplesperpixel > 1 and (page.bitspersample > 8 or 0 in page.extrasamples or page.samplesperpixel > 4)
+    deep = page.bitspersample > 8 or 0 in page.extrasamples or page.samplesperpixel > 4
+    return page.samplesperpixel > 1 and deep or str(page.dtype) in "int8 uint32 int64 uint64 float16 float64".split()
 
 
 """
 PNG = """    elif path.endswith(".png") and is_wide(found := decode_image(path, "UNCHANGED")):
         values = np.moveaxis(found.numpy(), 0, 2)
 """
+OF_ALPHA = {
+    False: """        if values.shape[2] in (2, 4):  # over white
+            alpha = values[..., -1:] / 65535
+            values = np.rint(values[..., :-1] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
+""",
+    True: "        values = values[..., [0, 0, 0, 1]] if values.shape[2] == 2 else values\n",
+}
 OVER_WHITE = """        if picture.mode[0] not in "IF":  # 8 bits
             picture = picture.convert("RGBA")
             white = Image.new("RGBA", picture.size, "white")
@@ -98,8 +106,8 @@ def snippet(image, columns: Sequence[str] = ()) -> str:
         pillow = "        picture = ImageOps.exif_transpose(Image.open(path))\n"
         pillow += WITH_ALPHA if channels == 4 else OVER_WHITE.format(mode="L" if channels == 1 else "RGB")
         pillow += "        values = np.asarray(picture)\n"
-    deep = "" if channels == 1 else COLOUR + (PNG if channels in (3, 4) else "")
-    imports = ("import tifffile\n" if deep else "") + imports
+    deep = COLOUR + (PNG + OF_ALPHA[channels == 4] if channels in (1, 3, 4) else "")
+    imports = "import tifffile\n" + imports
     imports += "from torchvision.io import decode_image\n" if PNG in deep else ""
     if image.percentiles is not None:
         bounds = "np.percentile(values, ({:g}, {:g}))".format(*image.percentiles)
@@ -109,7 +117,7 @@ def snippet(image, columns: Sequence[str] = ()) -> str:
     white = f"{white_of(*(getattr(image, name) for name in ('value_range', 'float_range', 'percentiles'))):.15g}"
     return SNIPPET.format(
         imports=imports,
-        is_deep=(IS_DEEP if deep else "") + (IS_WIDE if PNG in deep else ""),
+        is_deep=IS_DEEP + (IS_WIDE if PNG in deep else ""),
         deep=deep,
         pillow=pillow,
         channels=channels,

@@ -17,6 +17,7 @@ WHITE = 255  # the background that transparent pixels go over; the exported proc
 # How Pillow names what an EXIF tag of 1 to 8 asks for.
 TURNS = (None, None, *"FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split())
 NUMPY, PNG, TIFF = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+UNKNOWN = "int8 uint32 int64 uint64 float16 float64".split()  # of TIFF; Pillow refuses these, or reads others
 DICOM, AT = b"DICM", 128  # the mark of a DICOM file, and where it stands
 
 
@@ -33,6 +34,8 @@ def read_raw(source: Any, name: str, channels: int, pages: Pages, max_pixels: in
         return of_channels(source, max_pixels)
     if is_plain(source, name):
         return of_pillow(source, channels, pages, max_pixels)
+    if is_banded(source):
+        return Raw(page_of(source, max_pixels))
     if source.startswith(NUMPY):
         return of_array(np.load(io.BytesIO(source)), channels)
     return of_dicom(source, pages, max_pixels)
@@ -46,7 +49,7 @@ def is_plain(source: Any, name: str) -> bool:
         return True
     # Before files had heads, their name alone said that they are DICOM.
     dicom = source[AT : AT + 4] == DICOM or os.path.splitext(name)[1].lower() in (".dcm", ".dicom")
-    return not dicom and not source.startswith(NUMPY)
+    return not dicom and not source.startswith(NUMPY) and not is_banded(source)
 
 
 def of_eight_bits(source: Any, name: str) -> bool:
@@ -58,8 +61,8 @@ def of_eight_bits(source: Any, name: str) -> bool:
 
 
 def is_deep_png(source: bytes) -> bool:
-    """Whether it is a PNG of 16 bits in RGB or RGBA, of which Pillow gives 8."""
-    return source.startswith(PNG) and source[24] == 16 and source[25] in (2, 6)
+    """Whether it is a PNG of 16 bits in RGB, RGBA or grey with alpha, of which Pillow gives 8."""
+    return source.startswith(PNG) and source[24] == 16 and source[25] in (2, 4, 6)
 
 
 def content(value: Any, most: int = -1) -> tuple[Any, str]:
@@ -133,8 +136,8 @@ def from_array(values: np.ndarray, channels: int) -> bytes:
 
 
 def of_pillow(source: Any, channels: int, pages: Pages, max_pixels: int) -> Raw:
-    """Of several pages the first, or, as `channels`, all; also those of more than Pillow can tell (`deeper`)."""
-    if channels > 1 and (values := deeper(source, channels, max_pixels)) is not None:
+    """Of several pages the first, or, as `channels`, all; also colours of more than Pillow can tell (`deeper`)."""
+    if (values := deeper(source, channels, max_pixels)) is not None:
         return Raw(values)
     with opened(source, max_pixels) as picture:
         turn = orientation(picture)
@@ -164,32 +167,32 @@ def stacked(picture, max_pixels: int) -> np.ndarray:
 
 
 def deeper(source: Any, channels: int, max_pixels: int) -> np.ndarray | None:
-    """Colours of more than the 8 bits that Pillow gives of each, or bands that it does not tell apart, `[c h w]`."""
-    if not isinstance(source, bytes):
-        return None
-    if is_banded(source):
-        return page_of(source, max_pixels)
-    if not is_deep_png(source):
+    """Colours of a PNG of more than the 8 bits that Pillow gives of each, `[c h w]`."""
+    if not isinstance(source, bytes) or not is_deep_png(source):
         return None
     from torchvision.io import ImageReadMode, decode_png
 
     check_size(*(int.from_bytes(source[at : at + 4], "big") for at in (16, 20)), max_pixels)
     values = decode_png(torch.frombuffer(bytearray(source), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()
-    if len(values) == 4 and channels != 4:  # over white, as of 8 bits
-        alpha = values[3:] / 65535
-        values = np.rint(values[:3] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
-    return values
+    if len(values) in (2, 4) and channels != 4:  # over white, as of 8 bits
+        alpha = values[-1:] / 65535
+        return np.rint(values[:-1] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
+    return values[[0, 0, 0, 1]] if len(values) == 2 else values
 
 
-def is_banded(source: Any) -> bool:
-    """Whether it is a TIFF with more bands, or more bits of each, than Pillow tells apart."""
-    if not isinstance(source, bytes) or not source.startswith(TIFF):
+def is_banded(source: bytes) -> bool:
+    """Whether it is a TIFF with more bands, or more bits of each, than Pillow tells apart, or of numbers it has not."""
+    if not source.startswith(TIFF):
         return False
     import tifffile
 
-    with tifffile.TiffFile(io.BytesIO(source)) as file:
-        page = file.pages[0]
-    return page.samplesperpixel > 1 and (page.bitspersample > 8 or 0 in page.extrasamples or page.samplesperpixel > 4)
+    try:
+        with tifffile.TiffFile(io.BytesIO(source)) as file:
+            page = file.pages[0]
+    except Exception:  # Pillow says how it is damaged
+        return False
+    deep = page.bitspersample > 8 or 0 in page.extrasamples or page.samplesperpixel > 4
+    return page.samplesperpixel > 1 and deep or str(page.dtype) in UNKNOWN
 
 
 def page_of(source: bytes, max_pixels: int) -> np.ndarray:
@@ -200,6 +203,7 @@ def page_of(source: bytes, max_pixels: int) -> np.ndarray:
         page = file.pages[0]
         check_size(page.imagewidth, page.imagelength, max_pixels)
         values = page.asarray()
+    values = values[..., None] if values.ndim == 2 else values
     return plain_values(values if page.axes[0] == "S" else np.moveaxis(values, 2, 0))
 
 

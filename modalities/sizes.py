@@ -61,14 +61,15 @@ def measured(cell: Any, raw: Callable) -> tuple[int, int, int]:
     """Width, height and channels of a picture."""
     from PIL import Image as pillow
 
-    from triptych.modalities.image_file import content, is_banded, is_grey, is_plain, orientation
+    from triptych.modalities.image_file import content, is_grey, is_plain, orientation
 
     source, name = content(cell)
-    if not is_plain(source, name) or is_banded(source):
+    if not is_plain(source, name):
         channels, height, width = raw(source, name).values.shape
         return width, height, channels
     with pillow.open(io.BytesIO(source)) if isinstance(source, bytes) else source as picture:
-        size = picture.size[::-1] if orientation(picture) >= 5 else picture.size
+        turned = orientation(picture) >= 5 and picture.format != "TIFF"  # of which Pillow has it in the size
+        size = picture.size[::-1] if turned else picture.size
         return *size, 1 if is_grey(picture) else 3
 
 

@@ -205,17 +205,17 @@ def planted(module, good: str, bad: str):
 
 
 def deep_png(values: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel in colour `[h w 3]`, which Pillow cannot write."""
+    """A PNG of 16 bits a channel in colour `[h w 3]`, or grey with alpha `[h w 2]`, which Pillow cannot write."""
     import struct
     import zlib
 
-    height, width, _ = values.shape
+    height, width, channels = values.shape
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2}[channels], 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 

@@ -38,6 +38,8 @@ def files(tmp_path_factory):
         tifffile.imwrite(folder / f"first{count}.tif", values, photometric="minisblack", planarconfig="separate")
     colours = support.deep_png(random.integers(0, 2**16, (20, 30, 3)))
     (folder / "colours.png").write_bytes(colours)
+    (folder / "alpha.png").write_bytes(support.deep_png(random.integers(0, 2**16, (20, 30, 2))))
+    tifffile.imwrite(folder / "wide.tif", deep.astype(np.uint32))
     (folder / "white.dcm").write_bytes(support.dicom(deep % 4096, "MONOCHROME1"))
     (folder / "ct.dcm").write_bytes(support.dicom(deep.astype(int) - 2000, bits=16, RescaleIntercept=-24))
     (folder / "small.dcm").write_bytes(support.dicom(deep // 20, "MONOCHROME1", bits=8))

@@ -6,12 +6,14 @@ import sys
 import numpy as np
 import pytest
 import support
+import tifffile
 import torch
 from PIL import Image as pillow
 from transformers import AutoImageProcessor
 
 from triptych.modalities import EVALUATION, BadSample, Image, ViewSpec
 from triptych.modalities.hashing import generator
+from triptych.modalities.image_file import of_eight_bits, read_raw
 from triptych.modalities.image_levels import Looked, Raw
 from triptych.modalities.image_views import AUGMENTATIONS, Strong, distort, warped
 
@@ -67,6 +69,29 @@ def test_one_deep_picture_among_hundreds_is_found(tmp_path):
     mixed = Image(16, 4, channels=1)
     assert "1 of integers of more than 8 bits, 1000 to 1299" in mixed.fit(rows, "image")
     assert mixed.value_range == (0, 4095)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_pillow_would_cut_is_read_whole_or_refused(channels):
+    """Colours of 16 bits lose half of them in Pillow, grey with alpha too; of bands it takes some; -1 becomes 255."""
+    image, grey = Image(16, 4, channels=channels), np.tile(FAINT[:16, :16, None], 3)
+    most = int(grey.max())
+    with_alpha = np.dstack([grey[..., 0], grey[..., 0] * 0 + 65535])
+    for made in (support.deep_png(grey), support.deep_png(with_alpha), tiff(grey), tiff(FAINT[:16, :16].astype("u4"))):
+        found = read_raw(made, "", channels, "first", 10**6)
+        assert not of_eight_bits(made, "") and (found.values.max(), found.kind) == (most, "integers")
+        fresh = Image(16, 4, channels=channels)
+        assert f"1000 to {most}" in fresh.fit([{"image": {"bytes": made, "path": None}}], "image")
+    bands = np.tile(np.arange(16, dtype=np.uint8)[:, None, None], (1, 16, 5))
+    with pytest.raises(BadSample, match=f"5 channels, where modality.channels is {channels}"):
+        image.read({"bytes": tiff(bands, photometric="rgb", extrasamples=(0, 0)), "path": None})
+    assert read_raw(tiff(np.full((4, 4), -1, np.int8)), "", channels, "first", 99).values.min() == -1
+
+
+def tiff(values: np.ndarray, **how) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **({"photometric": "rgb"} if values.ndim == 3 else {}) | how)
+    return file.getvalue()
 
 
 def test_rows_of_8_bits_are_not_decoded_to_be_looked_at(monkeypatch):
