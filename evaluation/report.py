@@ -26,6 +26,7 @@ from triptych.evaluation.report_page import (
     Section,
     drawn,
     grid,
+    in_legend,
     lines,
     page,
     style,
@@ -138,7 +139,7 @@ def spectrum(runs: list[Run]) -> Figure | None:
                 [max(v, 1e-6) for v in line.y],
                 color=OKABE_ITO[number % len(OKABE_ITO)],
                 lw=1.4,
-                label=line.name,
+                label=in_legend(line.name),
             )
         axes.set_yscale("log")
         axes.set_xlabel("direction")

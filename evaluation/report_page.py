@@ -65,6 +65,7 @@ def style() -> dict:
         "svg.fonttype": "none",  # text stays text, in the page's own font
         "font.family": "DejaVu Sans",
         "font.size": 9,
+        "text.parse_math": False,  # a label may have any signs, dollars too
         "text.color": INK,
         "axes.labelcolor": INK,
         "axes.edgecolor": RULE,
@@ -122,6 +123,11 @@ def themed(svg: str) -> str:
     return re.sub(r"font: [^;\"]*?px [^;\"]*", lambda m: re.sub(r"px .*", "px system-ui, sans-serif", m[0]), svg)
 
 
+def in_legend(name: str) -> str:
+    """A name as matplotlib lists it: one that begins with a line at its foot would be left out."""
+    return f"\u200b{name}" if name.startswith("_") else name
+
+
 def lines(axes, series: list[Line], unit: str = "", log: bool = False) -> list[tuple]:
     """Draw lines over steps; returns what can be hovered over. Values that are not finite leave gaps."""
     said = []
@@ -131,7 +137,9 @@ def lines(axes, series: list[Line], unit: str = "", log: bool = False) -> list[t
         few = {"marker": "o", "markersize": 3} if len(x) <= 40 else {}
         number = number if line.colour is None else line.colour
         dash = DASHES[(line.dash + number // len(OKABE_ITO)) % len(DASHES)]
-        axes.plot(x[keep], y[keep], dash, color=OKABE_ITO[number % len(OKABE_ITO)], lw=1.4, label=line.name, **few)
+        axes.plot(
+            x[keep], y[keep], dash, color=OKABE_ITO[number % len(OKABE_ITO)], lw=1.4, label=in_legend(line.name), **few
+        )
         name = f"{line.name}: " if len(series) > 1 else ""
         said += [
             (x[i], y[i], f"step {x[i]:,.0f}: {name}{y[i]:.4g}{unit}")

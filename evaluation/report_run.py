@@ -11,7 +11,7 @@ from triptych.evaluation import probe_table
 from triptych.evaluation.report_page import Line, words
 from triptych.training import checkpoint
 from triptych.training.errors import UserError
-from triptych.training.log import read_metrics
+from triptych.training.log import read_lines, read_metrics
 from triptych.training.monitor import Monitor
 
 
@@ -47,10 +47,9 @@ def read(folder: str | Path) -> Run:
     environment, state, bad = {}, {}, []
     if (file := folder / "environment.json").is_file():
         environment = json.loads(file.read_text())
-    if saved := checkpoint.folders(folder):
-        state = json.loads((saved[0] / "state.json").read_text())
-    if (file := folder / "bad_samples.jsonl").is_file():
-        bad = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+    if file := next((file for one in checkpoint.folders(folder) if (file := one / "state.json").is_file()), None):
+        state = json.loads(file.read_text())
+    bad = read_lines(folder / "bad_samples.jsonl")
     probed = probe_table.kept(folder)
     return Run(folder, read_metrics(folder / "metrics.jsonl"), config, environment, state, bad, probed)
 

@@ -3,6 +3,7 @@
 import io
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 
 from triptych.encoders.backbone import Backbone
 from triptych.evaluation.features import extract
-from triptych.evaluation.report_page import MARKERS, OKABE_ITO, Section, data_url, drawn, words
+from triptych.evaluation.report_page import MARKERS, OKABE_ITO, Section, data_url, drawn, in_legend, words
 from triptych.modalities import EVALUATION, BadSample, View
 from triptych.modalities.exhibit import Exhibit, Seen
 from triptych.training.groups import groups_of
 from triptych.training.loader import Samples, division, held_out
-from triptych.training.sources import Rows, word
+from triptych.training.sources import NO_LABEL, Rows, word
 
 SEEN, ASKED, NEAR = 6, 12, 5  # samples whose views are shown; whose neighbours are; neighbours
 LEAST, MOST, SECONDS = 64, 400, 30.0  # rows of the map, as many as are encoded in so long
@@ -72,7 +73,7 @@ def seen(objective, rows: Rows, fraction: float, board: Path | None = None, step
     if board is not None:
         post(lines, board, step)
     where = "that were held out of training" if len(held(rows, fraction)) >= SEEN else "of the data"
-    note = f"{SEEN} samples {where}, as the objective asks for them. A column is a sample."
+    note = f"{len(lines[0][1])} samples {where}, as the objective asks for them. A column is a sample."
     if any(one.picture is not None and one.picture.ndim == 2 for _, line in lines for one in line):
         note += " Grey is hidden, pale is padding."
     return sample_table([(name, [shown(one) for one in line]) for name, line in lines]), note
@@ -209,7 +210,9 @@ def encoded(backbone: Backbone, rows: Rows):
     if len(more):
         parts.append(extract(backbone, rows.select(more), workers=0))
         row = np.concatenate([row, more[parts[1].row]])
-    x = np.concatenate([part.x["native"] for part in parts])
+    if not (some_x := [part.x["native"] for part in parts if len(part.row)]):
+        raise ValueError("no sample can be used")
+    x = np.concatenate(some_x)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     views = [evaluation(backbone.modality, rows.table[int(i)][rows.column]) for i in row]
     keep = [n for n, view in enumerate(views) if view is not None and np.isfinite(x[n]).all()]
@@ -248,18 +251,19 @@ def nearest(x: np.ndarray, looks: list[Exhibit], labels: list[str]) -> tuple[str
     """A dozen samples, and beside each those whose vectors are nearest by cosine."""
     cosine = x @ x.T
     np.fill_diagonal(cosine, -2)
-    lines, right, asked = [], 0, 0
+    lines, right, chance, judged = [], 0, 0.0, 0
+    count = Counter(label for label in labels if label != NO_LABEL)
     for i in spread_over(labels, ASKED):
         near = np.argsort(-cosine[i])[: min(NEAR, len(x) - 1)]
         cells = [brief(looks[i], labels[i])]
         cells += [brief(looks[j], f"{cosine[i, j]:.3f} {labels[j]}") for j in near]
-        right, asked = right + sum(labels[i] == labels[j] for j in near), asked + len(near)
+        if labels[i] in count:
+            right, judged = right + sum(labels[i] == labels[j] for j in near), judged + len(near)
+            chance += len(near) * (count[labels[i]] - 1) / max(1, len(x) - 1)  # of others, one of its label
         lines.append((f"{len(lines) + 1}", cells))
     note = f"The first of a row is asked for; the others are its nearest of {len(x)} samples, with their cosine."
-    if any(labels):
-        every = np.asarray(labels)
-        chance = sum((every == label).mean() ** 2 for label in set(labels))
-        note += f" {right} of {asked} have its label; by chance it would be {chance * asked:.0f}."
+    if any(labels) and judged:
+        note += f" {right} of {judged} have its label; by chance it would be {chance:.0f}."
     return sample_table(lines), note
 
 
@@ -286,7 +290,7 @@ def spread(x: np.ndarray, looks: list[Exhibit], labels: list[str]) -> tuple[str,
             here = [i for i, found in enumerate(labels) if found == label or label is None and found not in common]
             colour = "#999999" if label is None else OKABE_ITO[number]
             style = {"s": 16, "color": colour, "marker": "x" if label is None else MARKERS[number], "linewidths": 0.8}
-            axes.scatter(*place[here].T, label="others" if label is None else label[:24], **style)
+            axes.scatter(*place[here].T, label="others" if label is None else in_legend(label[:24]), **style)
         if any(labels):
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         axes.tick_params(labelbottom=False, labelleft=False)

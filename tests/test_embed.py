@@ -140,7 +140,8 @@ def test_other_columns_are_not_decoded(pictured, tmp_path, capsys):
     run, data = pictured
     cells = [{"bytes": (data / name).read_bytes(), "path": None} for name in ("a.png", "bad.png")]
     kind = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
-    datasets.Dataset.from_dict({"image": cells[:1] * 2, "mask": cells}, features=kind).to_parquet(tmp_path / "in.parquet")
+    table = datasets.Dataset.from_dict({"image": cells[:1] * 2, "mask": cells}, features=kind)
+    table.to_parquet(tmp_path / "in.parquet")
     module.main([str(run), "--data", str(tmp_path / "in.parquet"), "--to", str(tmp_path / "out.parquet")])
     assert "2 vectors" in capsys.readouterr().out
 

@@ -141,16 +141,20 @@ def _bar(steps: int, first: int):
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, without those that a crash or another program has spoilt."""
+    return [figures for figures in read_lines(file) if isinstance(figures.get("step"), int)]
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects in the lines of a file, without lines that are cut off; nothing where there is no file."""
     lines = file.read_bytes().splitlines() if file.exists() else []
-    return [figures for line in lines if (figures := _figures(line)) is not None]
+    return [found for line in lines if isinstance(found := _parsed(line), dict)]
 
 
-def _figures(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> Any:
     try:
-        figures = json.loads(line)
+        return json.loads(line)
     except ValueError:
         return None
-    return figures if isinstance(figures, dict) and isinstance(figures.get("step"), int) else None
 
 
 def _finite(figures: dict[str, Any]) -> dict[str, float]:

@@ -37,6 +37,8 @@ from triptych.training.tables import (
     whole,
 )
 
+NO_LABEL = "no label"  # of a row that has none, in words
+
 
 @dataclass
 class Rows:
@@ -233,7 +235,7 @@ def word(rows: Rows, value: Any) -> str:
     """A label in words."""
     feature = rows.table.features[rows.label]
     if value is None or hasattr(feature, "names") and value < 0:
-        return "no label"
+        return NO_LABEL
     if isinstance(value, list):
         names = getattr(getattr(feature, "feature", None), "names", None)
         return "|".join(str(names[v] if names else v) for v in value) or "none of them"

@@ -1,6 +1,7 @@
 """The page of a run: made of its folder alone, self-contained, small, all there, and alive in a real browser."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -11,12 +12,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import support
 import yaml
 
-from triptych.evaluation import report, report_page
+from triptych.encoders.native import make
+from triptych.evaluation import report, report_page, report_samples
+from triptych.modalities import MODALITIES
+from triptych.modalities.exhibit import Exhibit
 from triptych.train import pretrain
 from triptych.training.errors import UserError
 
@@ -127,7 +132,8 @@ def test_what_is_said_of_a_run_that_is_ill(runs, tmp_path):
     lines[-1] |= {"probe_linear": 40.0, "probe_linear_gain": -3.0, "loss": float("nan"), "code_use": 0.5}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(f) + "\n" for f in lines) + '{"step": 7, "lo')
     bad = {"source": "a<b>.png", "row": 3, "reason": "no & such"}
-    (folder / "bad_samples.jsonl").write_text(json.dumps(bad) + "\n")
+    (folder / "bad_samples.jsonl").write_text(json.dumps(bad) + '\n{"source": "cut o')
+    (folder / "checkpoint-900").mkdir()  # a disk that was full
     aside = data.rename(data.with_name("moved"))
     text = report.write(folder).read_text()
     aside.rename(data)
@@ -135,6 +141,27 @@ def test_what_is_said_of_a_run_that_is_ill(runs, tmp_path):
     assert "COLLAPSED" in text and "50% of the time" in text and "-3.0 ± 0.0 points" in text
     assert "a&lt;b&gt;.png" in text and "a<b>" not in text
     assert {"code use", "gain over its start, points"} <= set(Page(text).captions)
+
+
+def test_labels_may_have_any_signs_and_chance_is_that_of_those_asked_for():
+    x = np.random.RandomState(0).randn(200, 8)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    looks, labels = [Exhibit(np.zeros((2, 2, 3)))] * 200, ["$\\frac{$" if i % 10 else "_rare" for i in range(200)]
+    body, _ = report_samples.spread(x, looks, labels)
+    assert "$\\frac{$</text>" in body and "_rare</text>" in body  # of the legend
+    _, note = report_samples.nearest(x, looks, labels)  # six of each are asked for, whose nearest are five
+    assert "of 60 have its label; by chance it would be 30." in note  # 30 × 179/199 + 30 × 19/199
+    _, note = report_samples.nearest(x, looks, ["a"] * 20 + ["no label"] * 180)
+    assert "of 30 have its label; by chance it would be 3." in note
+    with pytest.raises(ValueError, match="no sample can be used"):
+        report_samples.encoded(*unusable())
+
+
+def unusable():
+    modality = MODALITIES["image"](8, 4)
+    rows = support.rows_of("image", modality)
+    broken = rows.table.map(lambda row: {"image": {"bytes": b"none", "path": None}})
+    return make(modality, width=8, depth=1, heads=1), dataclasses.replace(rows, table=broken)
 
 
 def test_what_the_probe_said_is_on_the_page(runs, tmp_path):
