@@ -29,7 +29,7 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor, nn
 
-from triptych.training.errors import UserError, one_line
+from triptych.training.errors import RUST, UserError, one_line
 from triptych.training.ranks import Team
 
 PREFIX = "checkpoint-"
@@ -78,7 +78,9 @@ def write(
 
     try:
         return _write(run_folder, step, weights, moments, state, config, modality, native, features or {})
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not (isinstance(error, (OSError, SafetensorError)) or RUST.search(str(error))):
+            raise
         shutil.rmtree(run_folder / f".{PREFIX}{step}.partial", ignore_errors=True)
         last = [f.name for f in folders(run_folder) if f.name != f"{PREFIX}{step}"][:1]
         raise UserError(

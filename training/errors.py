@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 # Python's own exceptions that are about the world. Others of its own (TypeError, KeyError, ...) are about a program.
 OUTSIDE = (OSError, ValueError, ImportError, MemoryError, EOFError)
+RUST = re.compile(r"\(os error \d+\)")  # libraries in Rust raise a bare `Exception` that ends so
 PATIENCE = 15.0  # seconds in which a launcher ends the other ranks after the first one's exit
 
 
@@ -42,6 +43,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         where = [name_of(f) for f in (error.filename, error.filename2) if f is not None]
         return one_line(": ".join([*where, error.strerror]))
+    if RUST.search(text):
+        return one_line(text)
     if "out of memory" in text.lower():
         return (
             "out of memory; lower per_device_train_batch_size (and raise gradient_accumulation_steps), or give "

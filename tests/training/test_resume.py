@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import support
@@ -461,6 +462,17 @@ def test_the_checkpoint_just_written_is_kept(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
     checkpoint.prune(tmp_path, 2, 6)  # 9 and 12 were found damaged, and the run went on from 3
     assert [f.name for f in checkpoint.folders(tmp_path)] == ["checkpoint-6", "checkpoint-3"]
+
+
+def test_a_disk_that_is_full_for_the_tokenizer_is_a_full_disk(tmp_path):
+    """`tokenizers` raises a bare `Exception`."""
+
+    def save(folder):
+        raise Exception("No space left on device (os error 28)")
+
+    with pytest.raises(UserError, match="checkpoint-3 cannot be written .No space left on device .os error 28.*; make"):
+        checkpoint.write(tmp_path, 3, {}, {}, {}, {}, SimpleNamespace(save=save))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.fault(
