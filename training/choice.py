@@ -268,8 +268,9 @@ def warnings(config: Config, rows: int, samples: int, trial: Any) -> list[str]:
         )
     if 0 < config.run.max_steps < SHORT:
         more = math.ceil(SHORT * trial.seconds / 60 * 1.1)
+        longer = f" or minutes (--minutes {more})" if more > config.run.minutes else ""  # else there are few samples
         said.append(
-            f"{config.run.max_steps} steps are hardly enough to learn from nothing: give more samples or minutes "
-            f"(--minutes {more}){f', or {start}' if start else ''}"
+            f"{config.run.max_steps} steps are hardly enough to learn from nothing: give more samples{longer}"
+            f"{f', or {start}' if start else ''}"
         )
     return said

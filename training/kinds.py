@@ -3,6 +3,7 @@
 It is asked while arguments are parsed, where the options that there are depend on the modality.
 """
 
+import csv
 import json
 import os
 import zipfile
@@ -30,7 +31,7 @@ def modality_in(name: str) -> tuple[str, str] | None:
             found = _of_saved(path) or _of_files(_below(path))
         else:
             return None
-    except (OSError, ValueError, zipfile.BadZipFile):  # said when it is read
+    except (OSError, ValueError, csv.Error, zipfile.BadZipFile):  # said when it is read
         return None
     return found
 
@@ -119,13 +120,24 @@ def _typed(path: str) -> tuple[str, str] | None:
     return _of_features(columns)
 
 
+def _rows(head: str, path: str) -> tuple[list[list[str]], float]:
+    """Cells of the rows of a csv, or words of the objects of a JSON, and which share of them names files, if any do."""
+    if TABLES[os.path.splitext(path)[1].lower()] == "json":
+        return [part.split('"') for part in head.split("{")[1:]], 0.2  # objects are within others
+    first, *lines = head.splitlines() or [""]
+    return list(csv.reader(lines, delimiter=max("\t;|,", key=first.count))), 0.5
+
+
 def _lines(path: str) -> tuple[str, str] | None:
     """Of a csv or JSON: it names files of a modality, or holds its samples as words."""
     with open(path, "rb") as file:
         head = file.read(HEAD).decode("utf-8", "replace").lower()
+    rows, least = _rows(head, path)
     for modality, cls in MODALITIES.items():
-        ends = [s for s in cls.suffixes if any(f"{s}{end}" in head for end in (",", '"', "\t", ";", "\n", "\r"))]
-        if ends and "string" not in cls.features:
-            return modality, f"{os.path.basename(path)} names files such as {ends[0]}"
+        found = Counter(end for row in rows for end in {os.path.splitext(cell.strip())[1] for cell in row})
+        named = [end for end, _ in found.most_common() if end in cls.suffixes]
+        # Words may name a file by the way.
+        if named and "string" not in cls.features and sum(found[end] for end in named) >= least * len(rows):
+            return modality, f"{os.path.basename(path)} names files such as {named[0]}"
     words = next((m for m, cls in MODALITIES.items() if "string" in cls.features), None)
     return (words, f"{os.path.basename(path)} is a table of words") if words else None

@@ -1,5 +1,6 @@
 """The choice: what one word of data makes of sizes and recipe; that it keeps the user's word, and disturbs nothing."""
 
+import json
 import math
 import re
 
@@ -68,6 +69,7 @@ def test_little_data_makes_small_encoders_and_batches_and_is_said():
     config.run.max_steps = 20
     (short,) = warnings(config, 200, 72_000, Trial(60.0, 0))
     assert short.startswith("20 steps are hardly enough") and "--minutes 330" in short
+    assert "--minutes" not in warnings(config, 200, 72_000, Trial(0.1, 0))[0]  # so few for want of samples
     assert not warnings(read({"minutes": 20, "data": "digits"}), 5000, 5000, Trial(1.0, 0))
 
 
@@ -129,13 +131,25 @@ def test_the_modality_is_told_by_the_files(tmp_path):
     (tmp_path / "sounds" / "a.FLAC").write_bytes(b"x")
     (tmp_path / "names.csv").write_text("file,label\na/b.wav,dog\n")
     (tmp_path / "words.csv").write_text("text,label\nhello there,1\n")
+    # Words that name a file by the way.
+    lines = ["see www.abc.net.au", "a photo.jpg", *["no more than words"] * 9]
+    said = {
+        "reviews.csv": "text,label\n" + "".join(f"{line},1\n" for line in lines),
+        "reviews.jsonl": "".join(json.dumps({"text": line}) + "\n" for line in lines),
+        "captions.json": json.dumps([{"meta": {"by": "me"}, "file": f"{i}.jpg"} for i in range(5)], indent=1),
+    }
+    for name, content in said.items():
+        (tmp_path / name).write_text(content)
     (tmp_path / "empty").mkdir()
-    found = {n: told(n) for n in ("pictures", "sounds", "names.csv", "words.csv", "empty", "nowhere")}
+    found = {n: told(n) for n in ("pictures", "sounds", "names.csv", "words.csv", *said, "empty", "nowhere")}
     assert found == {
         "pictures": "image",
         "sounds": "audio",
         "names.csv": "audio",
         "words.csv": "text",
+        "reviews.csv": "text",
+        "reviews.jsonl": "text",
+        "captions.json": "image",
         "empty": None,
         "nowhere": None,
     }
