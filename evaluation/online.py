@@ -337,7 +337,10 @@ def judge_of(option: str, name: str | None, data: Data, modality: Modality) -> L
         if why := unfit(rows.task, rows.y, rows.test_y):
             raise UserError(f"{option} {name}: {why}; give other labels, or leave {option} out")
         if rows.groups is not None and (groups := len(np.unique(rows.groups))) < GROUPS:
-            raise UserError(f"{option} {name}: {groups} groups to judge on say nothing; give at least {GROUPS}")
+            raise UserError(
+                f"{option} {name}: {groups} groups to judge on say nothing; give at least {GROUPS}: they are a "
+                f"fifth of all where there is no test split. Or leave {option} out, and judge by probe.py afterwards"
+            )
     return made
 
 
