@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Of `Data`, what says where a source is; column and labels do not, but whether there is a group does.
-WHERE = ("name", "subset", "revision", "segments", "metadata", "document", "encoding")
+# Of `Data`, what does not say where a source is; of `group` it only matters whether there is one.
+WITHIN = ("split", "column", "label_column", "group", "eval_fraction", "max_bad")
 found: dict[tuple, Any] | None = None  # by what was asked, where somebody wants it to be kept
 
 
@@ -25,7 +25,8 @@ def kept(find: Callable, data, modality) -> Any:
     """What `find` finds, perhaps before. Each call gets a copy of its own: readers write notes into a source."""
     if found is None:
         return find(data, modality)
-    key = (*(getattr(data, name) for name in WHERE), data.group is None, type(modality))
+    where = (value for name, value in vars(data).items() if name not in WITHIN)
+    key = (*where, data.group is None, type(modality))
     if key not in found:
         found[key] = find(data, modality)
     return copy.deepcopy(found[key])
