@@ -77,7 +77,7 @@ FINE_TUNING = """```python
 from transformers import {auto}, {processor}
 
 folder = "{folder}"
-model = {auto}.from_pretrained(folder, num_labels=10)
+model = {auto}.from_pretrained(folder, num_labels=10, dtype="float32")
 processor = {processor}.from_pretrained(folder)
 ```
 
@@ -163,7 +163,7 @@ from PIL import Image, ImageOps
 from transformers import AutoModel, {processor}
 
 folder = "{folder}"  # of these files, or their name on the hub
-processor, model = {processor}.from_pretrained(folder), AutoModel.from_pretrained(folder)
+processor, model = {processor}.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype="float32")
 
 
 def features(picture):
@@ -185,7 +185,7 @@ import torchaudio
 from transformers import AutoModel, {processor}
 
 folder = "{folder}"  # of these files, or their name on the hub
-processor, model = {processor}.from_pretrained(folder), AutoModel.from_pretrained(folder)
+processor, model = {processor}.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype="float32")
 window = {window}  # samples
 
 
@@ -208,7 +208,7 @@ print(features(torch.randn(100_000, 2) / 10, 44_100).shape)  # of yours: feature
 from transformers import AutoModel, {processor}
 
 folder = "{folder}"  # of these files, or their name on the hub
-tokenizer, model = {processor}.from_pretrained(folder), AutoModel.from_pretrained(folder)
+tokenizer, model = {processor}.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype="float32")
 window = {window}  # tokens
 
 

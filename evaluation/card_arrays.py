@@ -49,7 +49,7 @@ import torch
 {imports}from transformers import AutoModel, {{processor}}
 
 folder = "{{folder}}"  # of these files, or their name on the hub
-processor, model = {{processor}}.from_pretrained(folder), AutoModel.from_pretrained(folder)
+processor, model = {{processor}}.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype="float32")
 
 
 {is_deep}def read(path):

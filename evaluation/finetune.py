@@ -1,7 +1,6 @@
 """Few-label fine-tuning of a backbone with a linear head: the same recipe from pretrained weights and from none."""
 
 import math
-from itertools import islice
 
 import numpy as np
 import torch
@@ -63,17 +62,18 @@ def tuned(
             return F.mse_loss(made[:, 0], target.float())
         return F.binary_cross_entropy_with_logits(made, target.float())
 
-    owner, cells = _samples(train)
-    batch = min(batch, len(cells))
+    owner, table = _samples(train)
+    batch = min(batch, len(owner))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05, fused=True)
     steps = max(1, samples // batch)
     random = np.random.RandomState(seed)
-    order = np.concatenate([random.permutation(len(cells)) for _ in range(math.ceil(steps * batch / len(cells)))])
+    order = np.concatenate([random.permutation(len(owner)) for _ in range(math.ceil(steps * batch / len(owner)))])
     view = ViewSpec(scale=scale)
     for step in range(steps):
         index = order[step * batch : (step + 1) * batch]
         seeds = [mix(seed, step, int(i)) for i in index]
-        made = [modality.view(cells[i], view, s) for i, s in zip(index, seeds, strict=True)]
+        cells = map(modality.read, table[index.tolist()][train.column])
+        made = [modality.view(cell, view, s) for cell, s in zip(cells, seeds, strict=True)]
         target = target_of[owner[index]].to(device)
         loss = loss_of(logits(modality.collate(made, torch.tensor(seeds))), target)
         optimizer.zero_grad()
@@ -85,21 +85,21 @@ def tuned(
         optimizer.step()
 
     model.eval()
-    owner, cells = _samples(test)
+    owner, table = _samples(test)
     scores, count = np.zeros((len(test), len(task.names))), np.zeros(len(test))
     with torch.no_grad():
-        parts = ((r, modality.view(cell, EVALUATION, 0)) for r, cell in zip(owner, cells, strict=True))
-        while some := list(islice(parts, 250)):
-            row, made = zip(*some, strict=True)
-            view = modality.collate(list(made), torch.zeros(len(made), dtype=torch.long))
-            np.add.at(scores, np.array(row), logits(view).float().cpu().numpy())
-            np.add.at(count, np.array(row), 1)
+        for start in range(0, len(owner), 250):
+            row = owner[start : start + 250]
+            cells = map(modality.read, table[start : start + 250][test.column])
+            made = [modality.view(cell, EVALUATION, 0) for cell in cells]
+            view = modality.collate(made, torch.zeros(len(made), dtype=torch.long))
+            np.add.at(scores, row, logits(view).float().cpu().numpy())
+            np.add.at(count, row, 1)
     return scores / np.maximum(count, 1)[:, None] * spread + centre
 
 
 def _samples(rows: Rows):
-    """Each sample's row, and the samples read once."""
+    """Each sample's row, and the table of the samples, which are read when they are asked for: many may be large."""
     table = rows.modality.samples(rows.table, rows.column)
     owner = np.asarray(table["source_row"]) if "source_row" in table.column_names else np.arange(len(table))
-    cells = [rows.modality.read(cell) for cell in table[:][rows.column]]
-    return owner, cells
+    return owner, table

@@ -239,7 +239,7 @@ def test_what_a_card_tells_people_to_run_runs(modality, objective, weights, tmp_
         with pytest.raises(UserError, match="weights teacher: this objective has none"):
             export(tmp_path, weights=weights)
         return
-    folder = export(tmp_path, weights=weights)
+    folder = export(tmp_path, weights=weights, dtype="float32" if weights == "student" else "bfloat16")
     encoder = made.backbone if weights == "student" else made.averaged()
     monkeypatch.chdir(folder)
     features, fine_tuning = blocks(folder)
@@ -248,7 +248,9 @@ def test_what_a_card_tells_people_to_run_runs(modality, objective, weights, tmp_
     assert capsys.readouterr().out == f"torch.Size([{encoder.pooled_width}])\n"
     scope: dict = {}
     exec(fine_tuning, scope)
-    bias, norm = encoder.encoder.norm.bias, [m for m in scope["model"].modules() if isinstance(m, torch.nn.LayerNorm)]
+    bias = encoder.encoder.norm.bias if weights == "student" else encoder.encoder.norm.bias.bfloat16().float()
+    assert {p.dtype for p in scope["model"].parameters()} == {torch.float32}
+    norm = [m for m in scope["model"].modules() if isinstance(m, torch.nn.LayerNorm)]
     assert scope["model"].num_labels == 10 and any(
         torch.equal(m.bias, bias) for m in norm if m.bias.shape == bias.shape
     )
