@@ -99,7 +99,7 @@ def ready(model, data, column, split, weights, revision, device, pooling, said: 
 
     from triptych.evaluation.load import Opened, opened
     from triptych.training.engine import pick_device
-    from triptych.training.finding import find
+    from triptych.training.finding import elsewhere, find
     from triptych.training.memory import held
     from triptych.training.once import walked_once
     from triptych.training.settings import Data, Run
@@ -114,7 +114,7 @@ def ready(model, data, column, split, weights, revision, device, pooling, said: 
         where = found.data or Data(name=name)
         if data is not None:
             own = found.data and known_column(name, found.data, found.modality, split)
-            where = dataclasses.replace(where, name=name, subset=None, revision=None, column=own, label_column=None)
+            where = dataclasses.replace(elsewhere(where, name, found.modality), column=own, label_column=None)
         where = where if column is None else dataclasses.replace(where, column=column)
         if said:
             rows = load(where, found.modality, split)

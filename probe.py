@@ -84,6 +84,7 @@ def probe(
     from triptych.evaluation.probes import PROBES, measured, outputs
     from triptych.training.checkpoint import write_aside
     from triptych.training.engine import pick_device
+    from triptych.training.finding import elsewhere
     from triptych.training.memory import held
     from triptych.training.once import walked_once
     from triptych.training.sources import known_column
@@ -106,9 +107,8 @@ def probe(
     with held(config.data.name if data is None else data, modality) as name, walked_once():
         if data is not None:
             known = known_column(name, config.data, modality, train_split)
-            config.data = dataclasses.replace(
-                config.data, name=name, subset=None, revision=None, column=known, group=None, metadata=None
-            )
+            other = dataclasses.replace(config.data, group=None, metadata=None)
+            config.data = dataclasses.replace(elsewhere(other, name, modality), column=known)
         given = {"column": column, "label_column": label_column, "group": group, "metadata": metadata}
         config.data = dataclasses.replace(config.data, **{k: v for k, v in given.items() if v is not None})
         learn, judge, found, y, test_y, groups = splits(config.data, modality, train_split, test_split, most, task)

@@ -77,6 +77,12 @@ class Source:
     def add(self, split: str, files: list[str], read: Callable[[], Any]) -> None:
         self.files[split], self.read[split] = files, read
 
+    def of_tables(self, found: Any) -> "Source":
+        """With the splits of a `datasets.DatasetDict`, or a `Dataset`, which is its training split."""
+        for split, table in (found if isinstance(found, dict) else {"train": found}).items():
+            self.add(split, [], lambda table=table: table)
+        return self
+
     def leave(self, reason: str, *names: str) -> None:
         self.left.setdefault(reason, []).extend(names)
 

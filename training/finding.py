@@ -9,6 +9,7 @@ reason.
 import os
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ from triptych.training.metadata import metadata_of, table_about
 from triptych.training.once import kept
 from triptych.training.segments import marking, segmented
 from triptych.training.settings import Data
+from triptych.training.subsets import subset_of, subsets
 from triptych.training.tables import (
+    TYPED,
     holds,
     holds_lines,
     name_of_modality,
@@ -48,13 +51,41 @@ from triptych.training.tables import (
     read_files,
 )
 
+OF_FILES = ("document", "metadata", "segments", "encoding")  # options of `Data` about a folder of files
 BESIDE = "tables beside the files; to read one, name it, or join it by --data.metadata"
+
+
+class NoUse(UserError):
+    """An option that a source cannot use."""
+
+    def __init__(self, data: Data, option: str, why: str):
+        super().__init__(f"data.{option} {getattr(data, option)}: {why}; leave it out")
+        self.option = option
 
 
 def find(data: Data, modality: Modality) -> Source:
     """What is where. Reads names and the heads of tables, no rows. Within `walked_once`, once."""
     # What is in memory is at hand, and its name may be that of other data soon.
     return _find(data, modality) if str(data.name).startswith(MEMORY) else kept(_find, data, modality)
+
+
+def elsewhere(data: Data, name: str, modality: Modality) -> Data:
+    """Other data read as this is, without those options that it cannot use."""
+    other = replace(data, name=name, subset=None, revision=None)
+    while True:
+        try:
+            find(other, modality)
+            return other
+        except NoUse as error:
+            other = replace(other, **{error.option: None})
+
+
+def _whole(source: Source, data: Data) -> Source:
+    """A source of rows, which are no files; refuses what is an option of those."""
+    for option in OF_FILES:
+        if getattr(data, option):
+            raise NoUse(data, option, f"{source.name} holds rows, and this is about files")
+    return source
 
 
 def _find(data: Data, modality: Modality) -> Source:
@@ -68,27 +99,19 @@ def _find(data: Data, modality: Modality) -> Source:
         if name.startswith(MEMORY):
             if name not in HELD:
                 raise UserError(f"data {MEMORY} is of another call or process: give it again, or a name")
-            return _splits(Source(name), HELD[name])
+            return _whole(Source(name).of_tables(HELD[name]), data)
         if name in NAMES:
-            source = _splits(Source(name), builtin(name))
+            source = _whole(Source(name).of_tables(builtin(name)), data)
             if path.exists():
                 source.notes.append(f"{name} is the built-in set; the folder of that name is not used: ./{name} is it")
         elif path.exists():
             return _local(path, data, modality)
         else:
-            return _hub(data)
+            return _whole(_hub(data), data)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"data {name}: cannot be read: {one_line(error)}") from error
     if data.subset or data.revision:
         raise UserError(f"data {name} is built in: it has no data.subset and no data.revision; leave them out")
-    return source
-
-
-def _splits(source: Source, found) -> Source:
-    import datasets
-
-    for split, table in ({"train": found} if isinstance(found, datasets.Dataset) else found).items():
-        source.add(split, [], lambda table=table: table)
     return source
 
 
@@ -99,7 +122,7 @@ def _hub(data: Data) -> Source:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"data {name}: no such file or folder")
     try:
-        return _splits(Source(name), datasets.load_dataset(name, data.subset, revision=data.revision))
+        return Source(name).of_tables(datasets.load_dataset(name, data.subset, revision=data.revision))
     except Exception as error:
         hint = nearest(name, NAMES)
         raise UserError(
@@ -113,21 +136,19 @@ def _local(path: Path, data: Data, modality: Modality) -> Source:
     import datasets
 
     if data.document and not holds_lines(modality):
-        raise UserError(f"data.document {data.document}: only text has documents; leave it out")
+        raise NoUse(data, "document", "only text has documents")
     if data.revision:
-        raise UserError(
-            f"data.revision {data.revision}: {path} lies on this machine and has no revisions; leave it out"
-        )
-    if path.is_dir() and _subsets(path):
-        return _subset(path, data)
+        raise NoUse(data, "revision", f"{path} lies on this machine and has no revisions")
+    if path.is_dir() and subsets(path):
+        return _whole(subset_of(path, data), data)
     if data.subset:
-        raise UserError(f"data.subset {data.subset}: {path} names no subsets (configs in its README.md); leave it out")
+        raise NoUse(data, "subset", f"{path} names no subsets (configs in its README.md)")
     if (
         (path / "dataset_dict.json").exists()
         or (path / "state.json").exists()
         and (path / "dataset_info.json").exists()
     ):
-        return _splits(Source(str(data.name), str(path)), datasets.load_from_disk(str(path)))
+        return _whole(Source(str(data.name), str(path)).of_tables(datasets.load_from_disk(str(path))), data)
     source = Source(str(data.name), str(path if path.is_dir() else path.parent))
     source.encoding = data.encoding
     samples, tables, about = sort_out(source, path, modality)
@@ -135,12 +156,14 @@ def _local(path: Path, data: Data, modality: Modality) -> Source:
         about = [table_about(data.metadata)]
         tables = [t for t in tables if not os.path.samefile(t.opens, about[0].opens)]
         if not samples:
-            raise UserError(f"data.metadata {data.metadata}: {path} holds no files that it could be about")
+            raise NoUse(data, "metadata", f"{path} holds no files that it could be about")
     if not samples and not tables:
         raise UserError(_nothing(source, path, modality))
     if tables and not samples:
         if data.document:
-            raise UserError(f"data.document {data.document}: the samples of a table are its rows; leave it out")
+            raise NoUse(data, "document", "the samples of a table are its rows")
+        if data.encoding and all(TABLES[table.suffix] in TYPED for table in tables):
+            raise NoUse(data, "encoding", "parquet and arrow have their own")
         return _tables(source, tables)
     if tables and holds_lines(modality):
         pointing = [t for t in tables if points(t, samples)]
@@ -167,7 +190,7 @@ def _local(path: Path, data: Data, modality: Modality) -> Source:
         source.leave(BESIDE, *names(tables))
     if data.segments:
         if not marks:
-            raise UserError(f"data.segments: no table or track in {path} marks segments of its recordings")
+            raise NoUse(data, "segments", f"no table or track in {path} marks segments of its recordings")
         samples, said, columns = segmented(source, samples, marks)
         return _files(source, samples, about, data, modality, said, columns)
     if marks:
@@ -175,42 +198,6 @@ def _local(path: Path, data: Data, modality: Modality) -> Source:
             f"segments marked in {some(source.marks)} are for the probe; to train on them alone, --data.segments true"
         )
     return _files(source, samples, about, data, modality)
-
-
-def _subsets(path: Path) -> list[str]:
-    """Names of the subsets that a clone of a hub repository describes in its README."""
-    import yaml
-
-    try:
-        text = (path / "README.md").read_text(encoding="utf-8", errors="replace")
-        head = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
-    except (OSError, yaml.YAMLError, IndexError):
-        return []
-    configs = head.get("configs") if isinstance(head, dict) else None
-    return [
-        c["config_name"] for c in configs or [] if isinstance(c, dict) and c.get("data_files") and "config_name" in c
-    ]
-
-
-def _subset(path: Path, data: Data) -> Source:
-    """A clone of a hub repository whose README says which files are which subset and split: `datasets` reads that."""
-    import datasets
-
-    known = _subsets(path)
-    if data.subset is None and len(known) > 1 and "default" not in known:
-        raise UserError(
-            f"data {path}: its README.md names several subsets ({', '.join(known)}): name one, --data.subset"
-        )
-    if data.subset is not None and data.subset not in known:
-        raise UserError(
-            f"data.subset {data.subset!r}: no such subset{nearest(data.subset, known)}; there are {', '.join(known)}"
-        )
-    subset = data.subset or ("default" if "default" in known else known[0])
-    source = _splits(Source(str(data.name), str(path)), datasets.load_dataset(str(path), subset))
-    source.notes.append(f"subset {subset!r}, as README.md has it")
-    if others := [name for name in known if name != subset]:
-        source.leave("subsets", *others)
-    return source
 
 
 def _nothing(source: Source, path: Path, modality: Modality) -> str:
@@ -261,6 +248,8 @@ def _files(
     inner = {file: folders[top:] for file, folders in inner.items()}
     if extra is None:
         extra, columns = metadata_of(source, samples, about)
+        if data.metadata and not extra:
+            raise NoUse(data, "metadata", f"none of its columns names files of {source.name}")
     unit = "file" if not lines or any(inner.values()) or extra else "line"
     asked, unit = data.document is not None, data.document or unit
     plain_lines = unit == "line" and not any(inner.values()) and not extra and data.group is None

@@ -21,7 +21,7 @@ from triptych.training.files import (
     some,
     split_word,
 )
-from triptych.training.finding import find, head_of
+from triptych.training.finding import elsewhere, find, head_of
 from triptych.training.segments import cut_out, times_of
 from triptych.training.settings import Data
 from triptych.training.tables import (
@@ -111,6 +111,8 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
             f"data {source.name}: the samples may be in {column!r} or in the longer {within!r}: name one, --data.column"
         )
     times = times_of(table.column_names) if modality.segments and holds_text(table.features[column]) else None
+    if data.segments and not times and not source.marks:
+        say(source, "data.segments: no columns of start and end, so that rows are no segments")
     table, more = cells_of(table, column, modality, source, split)
     cut = bool(times) and data.segments is not False
     if cut:
@@ -170,7 +172,7 @@ def known_column(name: str, data: Data, modality: Modality, split: str) -> str |
     """The column that a run's data names, where another source has it."""
     if data.column is None:
         return None
-    source = find(dataclasses.replace(data, name=name, subset=None, revision=None), modality)
+    source = find(elsewhere(data, name, modality), modality)
     found = split_called(split, list(source.read))
     return data.column if found is not None and has(source.read[found](), data.column) else None
 
@@ -180,7 +182,7 @@ def like(data: Data, name: str, modality: Modality) -> Data:
     if name == data.name:
         return dataclasses.replace(data, split="train")
     given = {c: value for c in ("column", "label_column", "group") if (value := getattr(data, c))}
-    other = dataclasses.replace(data, name=name, subset=None, revision=None, split="train", **dict.fromkeys(given))
+    other = elsewhere(dataclasses.replace(data, split="train", **dict.fromkeys(given)), name, modality)
     if not given:
         return other
     table = next(iter(find(other, modality).read.values()))()

@@ -16,7 +16,7 @@ import support
 from triptych.modalities import Audio, BadSample, Image, Text
 from triptych.training.errors import UserError
 from triptych.training.settings import Data
-from triptych.training.sources import fingerprint, load, split_called, splits_of
+from triptych.training.sources import fingerprint, like, load, split_called, splits_of
 
 
 @pytest.fixture(scope="module")
@@ -387,6 +387,21 @@ def test_a_folder_with_the_name_of_a_built_in_set(tmp_path, capsys, monkeypatch)
         load(Data(name="./digits", revision="x"), Image(8, 4))
     with pytest.raises(UserError, match="data.subset x: .* names no subsets"):
         load(Data(name="./digits", subset="x"), Image(8, 4))
+
+
+def test_options_of_files_are_none_of_rows_and_other_data_is_read_without_them(tmp_path):
+    support.table_of("text").save_to_disk(tmp_path / "saved")
+    saved, modality = str(tmp_path / "saved"), Text()
+    for option, value in (("document", "file"), ("metadata", "a.csv"), ("encoding", "latin-1"), ("segments", True)):
+        with pytest.raises(UserError, match=f"data.{option} {value}: .* holds rows, and this is about files; leave it"):
+            load(Data(**{"name": saved, option: value}), modality)
+    write(tmp_path / "files", a=1)
+    (tmp_path / "far.csv").write_text("file,label\nelsewhere.png,1\n")
+    with pytest.raises(UserError, match="data.metadata .*far.csv: none of its columns names files of"):
+        load(Data(name=str(tmp_path / "files"), metadata=str(tmp_path / "far.csv")), Image(8, 4))
+    # What a run's data was read with is no word about other data, which could not be read at all.
+    own = Data(name="mine", document="file", encoding="latin-1", metadata="mine.csv", subset="a")
+    assert like(own, saved, modality) == Data(name=saved)
 
 
 def test_tables_of_paths(tmp_path, capsys, monkeypatch):
