@@ -140,6 +140,7 @@ def probe(
             report_rare(found, y, test_y, labels)
             without = plain.taken(learn.select(x.row), judge.select(t.row), x, t)
         assert len(x.row) == len(y) and len(t.row) == len(test_y)  # paired
+        check_finite(encoder, x, t)
         for few, kind in product(labels or [None], PROBES):
             for pooling in x.x:
                 judge_by(encoder, kind, few, x.x[pooling], t.x[pooling], [pooling])
@@ -232,6 +233,17 @@ def report_lost(split: str, count: int, found) -> None:
         print(f"{blank:,} of {count:,} rows {split} are blank: left out")
     if not len(found.row):
         raise UserError(f"none of {count:,} rows {split} can be used")
+
+
+def check_finite(encoder: str, *found) -> None:
+    """Refuse features of an encoder that broke."""
+    import numpy as np
+
+    if not all(np.isfinite(values).all() for part in found for values in part.x.values()):
+        raise UserError(
+            f"features of the {encoder} encoder are not finite: its weights are broken; probe an earlier checkpoint, "
+            "by its folder, and train with a lower learning rate"
+        )
 
 
 def report_rare(task, y, test_y, labels: list[int] | None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych.encoders.backbone import Backbone
-from triptych.evaluation.features import extract
+from triptych.evaluation.features import Features, extract
 from triptych.evaluation.labels import Labelled, splits, unfit
 from triptych.evaluation.measures import WORDS, spearman
 from triptych.evaluation.probes import Score, measured, outputs, score
@@ -61,7 +61,7 @@ class Labels:
     def see(self, backbone: Backbone, device: torch.device) -> Seen:
         """What the measure that decides is made of, by probe, `[draws u]`: of classes, 1 for rows that are right."""
         learn, judge, task, y, test_y, groups = self.rows
-        x, t = (extract(backbone, rows, device=device) for rows in (learn, judge))
+        x, t = (self._features(backbone, rows, device) for rows in (learn, judge))
         groups = groups if groups is None else groups[t.row]
         finite = all(np.isfinite(f.x["native"]).all() for f in (x, t))
         # Of an encoder that broke, nothing is right.
@@ -71,6 +71,13 @@ class Labels:
             found = outputs(task, kind, where[0], y[x.row], where[1], few, draws)
             made[kind] = measured(task, found, test_y[t.row], groups, [task.decides])[task.decides] * finite
         return made
+
+    def _features(self, backbone: Backbone, rows: Rows, device: torch.device) -> Features:
+        found = extract(backbone, rows, device=device)
+        if not len(found.row):
+            why = next(iter(found.bad.values()), ("", "they are blank"))[1]
+            raise UserError(f"{self.name}: none of {len(rows):,} rows to judge by can be used: {why}")
+        return found
 
     def value(self, seen: np.ndarray, rows: slice, start: np.ndarray | None = None) -> Score:
         """The measure on some of the rows, or by how much it is above the start's."""

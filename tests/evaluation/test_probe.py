@@ -1,9 +1,11 @@
 """Features, probes and few-label fine-tuning: what they read, what they refuse, what they can tell apart."""
 
 import copy
+import dataclasses
 import datetime
 import json
 import shutil
+import weakref
 
 import datasets
 import numpy as np
@@ -12,17 +14,21 @@ import support
 import torch
 from finished import finished
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from triptych import probe
 from triptych.encoders.backbone import pool
+from triptych.encoders.native import make
 from triptych.evaluation.features import extract
 from triptych.evaluation.finetune import finetune, tuned
-from triptych.evaluation.labels import hold_out
+from triptych.evaluation.labels import Labelled, hold_out
 from triptych.evaluation.load import from_run, published
+from triptych.evaluation.online import Labels
 from triptych.evaluation.probes import draw, linear, measured, outputs, over_draws, score
 from triptych.evaluation.tasks import Classes, Numbers, Several
 from triptych.export import export
 from triptych.modalities import EVALUATION, MODALITIES
+from triptych.training.checkpoint import digest
 from triptych.training.errors import UserError
 from triptych.training.settings import Data
 from triptych.training.sources import load
@@ -113,6 +119,31 @@ def test_unreadable_rows_are_left_out_and_named(tmp_path):
         features, row, bad = extract(objective.backbone, rows, batch=5, workers=workers)
         assert 3 not in row and len(row) == len(features["native"]) == 39
         assert bad.keys() == {3} and bad[3][0] == "spoilt" and "not a readable picture" in bad[3][1]
+
+
+@pytest.mark.fault("an encoder whose features are not finite", "refused by the probe", "which encoder, and what to do")
+def test_features_that_are_not_finite_are_refused(tmp_path, capsys):
+    finished("image", "mae", tmp_path / "run", noise=0)
+    file = tmp_path / "run" / "checkpoint-1" / "model.safetensors"
+    weights = {k: v.fill_(torch.nan) if k == "backbone.encoder.norm.weight" else v for k, v in load_file(file).items()}
+    save_file(weights, file)
+    manifest = file.with_name("manifest.json")
+    kept = json.loads(manifest.read_text())
+    kept["model.safetensors"] = {"size": file.stat().st_size, "sha256": digest(file)}
+    manifest.write_text(json.dumps(kept))
+    data = save(tmp_path / "data", {"train": ["a", "b"] * 20})
+    with pytest.raises(UserError, match="features of the pretrained encoder are not finite"):
+        probe.probe(tmp_path / "run", data=data, label_column="kind")
+
+
+def test_an_online_probe_of_which_no_row_can_be_read_says_why():
+    modality = MODALITIES["image"](8, 4)
+    rows = support.rows_of("image", modality)
+    rows = dataclasses.replace(rows, table=rows.table.map(lambda row: {"image": {"bytes": b"none", "path": None}}))
+    y = np.arange(len(rows)) % 2
+    judge = Labels("mine", Labelled(rows, rows, Classes(["a", "b"]), y, y, None))
+    with pytest.raises(UserError, match="mine: none of 40 rows to judge by can be used: not a readable picture"):
+        judge.see(make(modality, width=8, depth=1, heads=1), torch.device("cpu"))
 
 
 def test_a_sound_that_breaks_off_is_left_out_whole(tmp_path):
@@ -402,7 +433,7 @@ def test_refusals_of_the_command(change, message, tmp_path):
         probe.probe(data, data=str(data))
 
 
-def test_fine_tuning_learns_what_can_be_learned(tmp_path):
+def test_fine_tuning_learns_what_can_be_learned(tmp_path, monkeypatch):
     _, objective = finished("image", "mae", tmp_path / "run")
     modality = objective.backbone.modality
     folder = tmp_path / "data"
@@ -413,11 +444,21 @@ def test_fine_tuning_learns_what_can_be_learned(tmp_path):
             Image.fromarray(pixels).save(folder / label / f"{i}.png")
     rows = load(Data(name=str(folder)), modality)
     y, marks = rows.labels(), np.eye(2, dtype=int)[rows.labels()]
+    made, most, read = [], [], modality.read
+
+    def watched(cell):
+        found = read(cell)
+        made.append(weakref.ref(found))
+        most.append(sum(one() is not None for one in made))
+        return found
+
+    monkeypatch.setattr(modality, "read", watched)
     for task, labels in ((Classes(["a", "b"]), y), (Several(["a", "b"]), marks), (Numbers(["value"]), 40.0 + 170 * y)):
         backbone = copy.deepcopy(objective.backbone)
         output = tuned(backbone, task, rows, labels, rows, 600, batch=12, pooling="native")
         assert task.values(task.decides, output, labels).mean() > 0.8, task.name
     assert finetune(objective.backbone, rows, y, rows, y, 600, batch=12) > 90
+    assert 0 < max(most) < len(rows), "pictures of a whole set may not fit into memory"
 
 
 def test_a_probe_also_fine_tunes_beside_scratch(run, tmp_path, capsys):
