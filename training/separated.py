@@ -1,7 +1,8 @@
 """Tables of separated values: what a csv or tsv must be read with, by its first bytes, and by its quotes."""
 
 import csv
-from itertools import islice
+import re
+from itertools import islice, zip_longest
 from typing import Any
 
 LINES = 1_000_000  # of a file whose quotes are looked at
@@ -22,26 +23,43 @@ def separation(path: str, head: str, encoding: str) -> tuple[dict[str, Any], lis
         made["sep"] = max(separators, key=first.count)
         notes.append(f"its separator is {made['sep']!r}")
     separator = made.get("sep", ",")
-    if ends_in_separators(head, separator):
+    rows = cells(head, separator)
+    if ends_in_separators(rows):
         made["index_col"] = False
+    if separator != "," and has_decimal_commas(rows[1:]):
+        made["decimal"] = ","
+        notes.append("its numbers have a decimal comma")
     if "quoting" not in made and (line := open_quote(path, encoding, separator)):
         notes.append(f"a quote in line {line} may make one row of several: within a cell it is to be doubled")
     return made, notes
 
 
-def ends_in_separators(head: str, separator: str) -> bool:
+def cells(head: str, separator: str) -> list[list[str]]:
+    """Cells of the first rows, names of columns too; none of a head that cannot be parted, which is said at reading."""
+    lines = head.lstrip("\ufeff").splitlines(keepends=True)
+    try:
+        rows = csv.reader(lines[:-1] if len(lines) > 2 else lines, delimiter=separator)  # the last one may be cut
+        return [row for row in rows if row]
+    except csv.Error:
+        return []
+
+
+def ends_in_separators(rows: list[list[str]]) -> bool:
     """Have rows more cells than there are names of columns, and nothing in those? A separator ends each row then.
 
     pandas would take the first column for an index, and each other for the one before it.
     """
-    lines = head.lstrip("\ufeff").splitlines(keepends=True)
-    rows = csv.reader(lines[:-1] if len(lines) > 2 else lines, delimiter=separator)  # the last one may be cut
-    try:
-        names = next(rows, [])
-        more = [row[len(names) :] for row in rows if row]
-    except csv.Error:  # said when it is read
-        return False
-    return bool(more) and all(cells and not any(cells) for cells in more)
+    return len(rows) > 1 and all(len(row) > len(rows[0]) and not any(row[len(rows[0]) :]) for row in rows[1:])
+
+
+def has_decimal_commas(rows: list[list[str]]) -> bool:
+    """Is there a column of numbers such as `1,5`? Without that, `1,500` may well be a thousand and a half."""
+    columns = ([cell.strip() for cell in column if cell.strip()] for column in zip_longest(*rows, fillvalue=""))
+    return any(
+        all(re.fullmatch(r"-?\d+(,\d+)?", cell) for cell in column)
+        and any(re.search(r",(?!\d{3}$)", cell) for cell in column)
+        for column in columns
+    )
 
 
 def quotes_are_text(path: str) -> bool:

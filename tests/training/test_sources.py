@@ -528,7 +528,10 @@ def test_encodings_and_separators_are_seen(tmp_path, capsys):
     assert load(Data(name=str(tmp_path / "fine.tsv")), Text()).table["text"][:] == ['he said "hi"', "two\nlines"]
     ended = "text;label\na b;1;\nc;2;\n"
     swallowed = 'text,label\n"a\nb",1\n"c,1\nd,0\nthe "end",1\n'
-    write(tmp_path, **{"ended.csv": ended, "swallowed.csv": swallowed})
+    commas = "text;label\n1,5 m;1,5\nc;2\n"
+    write(tmp_path, **{"ended.csv": ended, "swallowed.csv": swallowed, "commas.csv": commas})
+    rows, said = read(tmp_path / "commas.csv", Text(), capsys)
+    assert rows.table["text"][:] == ["1,5 m", "c"] and rows.labels().tolist() == [1.5, 2] and "a decimal comma" in said
     rows, said = read(tmp_path / "ended.csv", Text(), capsys)
     assert rows.table["text"][:] == ["a b", "c"] and rows.labels().tolist() == [1, 2] and "a quote" not in said
     rows, said = read(tmp_path / "swallowed.csv", Text(), capsys)
