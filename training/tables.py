@@ -14,6 +14,7 @@ from triptych.training.settings import Data
 
 # Only these are looked into whether they hold samples: a column of type Image is no accident, one of strings may be.
 TYPED = ("parquet", "arrow")
+PLAIN = ("Value", "ClassLabel")  # kinds of columns of one value a row
 
 
 def read_files(source: Source, builder: str, files: list[File]):
@@ -231,7 +232,7 @@ def cells_of(table, column: str, modality: Modality, source: Source, split: str)
         return table, more
     raw = datasets.Value("string") if lines else getattr(datasets, modality.features[0])(decode=False)
     if hasattr(feature, "feature"):
-        table, more = _unrolled(table, column, raw if lines else plain()), ", lists unrolled"
+        table, more = _unrolled(table, column, raw if lines else plain(), source), ", lists unrolled"
     elif not lines and holds_text(feature):
         table, more = _paths(table, column, source, split), ", paths"
     if table.features[column] != raw:
@@ -246,19 +247,31 @@ def plain() -> dict[str, Any]:
     return {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 
 
-def _unrolled(table, column: str, item):
-    """A row an item of the lists in that column; other columns of plain values go along."""
+def _unrolled(table, column: str, item, source: Source):
+    """A row an item of the lists in that column; others go along, of lists those that are as long in all rows."""
     import datasets
+    import pyarrow.compute as pc
 
-    others = [c for c, f in table.features.items() if c != column and type(f).__name__ in ("Value", "ClassLabel")]
-    table = table.select_columns([*others, column])
+    table = table if table._indices is None else table.flatten_indices()
+
+    def lengths(name: str):
+        return pc.fill_null(pc.list_value_length(table.data.column(name)), 0)
+
+    features = {c: f for c, f in table.features.items() if c != column}
+    others = [c for c, f in features.items() if type(f).__name__ in PLAIN]
+    lists = [c for c, f in features.items() if type(getattr(f, "feature", None)).__name__ in PLAIN]
+    beside = [c for c in lists if lengths(c).equals(lengths(column))]
+    if left := [c for c in features if c not in (*others, *beside)]:
+        say(source, f"columns that do not go along with the items of {column!r}: {', '.join(left)}")
+    table = table.select_columns([*others, *beside, column])
 
     def unroll(rows):
         made = {c: [v for v, items in zip(rows[c], rows[column], strict=True) for _ in items or ()] for c in others}
-        return made | {column: [item for items in rows[column] for item in items or ()]}
+        return made | {c: [item for items in rows[c] for item in items or ()] for c in (*beside, column)}
 
     table = table.cast_column(column, datasets.List(item))
-    return table.map(unroll, batched=True, features=datasets.Features({**table.features, column: item}))
+    items = {c: features[c].feature for c in beside} | {column: item}
+    return table.map(unroll, batched=True, features=datasets.Features({**table.features, **items}))
 
 
 def _paths(table, column: str, source: Source, split: str):

@@ -51,6 +51,14 @@ def test_tables_of_pictures(table, tmp_path, capsys):
     assert len(load(Data(name=str(tmp_path / "two"), split="test"), modality)) == 4
 
 
+def test_lists_that_are_as_long_go_along(tmp_path, capsys):
+    columns = {"text": ["a", "b", "c"], "label": [1, 0, 1], "more": [1]}
+    write(tmp_path, **{"columns.json": json.dumps(columns)})
+    rows, said = read(tmp_path / "columns.json", Text(), capsys)
+    assert rows.table["text"][:] == ["a", "b", "c"] and rows.labels().tolist() == [1, 0, 1]
+    assert "columns that do not go along with the items of 'text': more" in said
+
+
 def test_lists_of_pictures_are_unrolled(table, tmp_path):
     cells = table["picture"][:]
     rows = [{"frames": cells[i : i + 3]} for i in range(0, 12, 3)]
