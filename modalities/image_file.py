@@ -37,7 +37,9 @@ def read_raw(source: Any, name: str, channels: int, pages: Pages, max_pixels: in
     if is_banded(source):
         return Raw(page_of(source, max_pixels))
     if source.startswith(NUMPY):
-        return of_array(np.load(io.BytesIO(source)), channels)
+        made = of_array(np.load(io.BytesIO(source)), channels)
+        check_size(made.values.shape[2], made.values.shape[1], max_pixels)
+        return made
     return of_dicom(source, pages, max_pixels)
 
 

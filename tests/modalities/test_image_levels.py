@@ -86,6 +86,10 @@ def test_what_pillow_would_cut_is_read_whole_or_refused(channels):
     with pytest.raises(BadSample, match=f"5 channels, where modality.channels is {channels}"):
         image.read({"bytes": tiff(bands, photometric="rgb", extrasamples=(0, 0)), "path": None})
     assert read_raw(tiff(np.full((4, 4), -1, np.int8)), "", channels, "first", 99).values.min() == -1
+    file = io.BytesIO()
+    np.save(file, np.ones((10, 10)))
+    with pytest.raises(BadSample, match="10×10 pixels, more than modality.max_pixels 99"):
+        read_raw(file.getvalue(), "", channels, "first", 99)
 
 
 def tiff(values: np.ndarray, **how) -> bytes:
