@@ -77,6 +77,14 @@ def test_vectors_are_the_probe_s_and_those_of_stock_transformers(trained):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("modality", OBJECTIVE)
+def test_an_export_keeps_a_pooling_that_its_native_head_has_not(modality, tmp_path):
+    finished(modality, "simclr", tmp_path / "run", SETTINGS[modality], pooling="pieces")
+    cells = long(modality)
+    theirs = embed(export(tmp_path / "run"), cells)
+    np.testing.assert_allclose(theirs, embed(tmp_path / "run", cells), atol=2e-6)
+
+
 def load_of(table, modality):
     with held(table, modality) as name:
         return load(Data(name=name), modality)

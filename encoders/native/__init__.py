@@ -4,10 +4,10 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from triptych.encoders.backbone import Backbone, Pooling
+from triptych.encoders.backbone import POOLINGS, Backbone, Pooling
 from triptych.encoders.encoder import Encoder
 from triptych.encoders.native.ast import AST
-from triptych.encoders.native.base import Family, Native, Plain, Start, in_words
+from triptych.encoders.native.base import POOLING, Family, Native, Plain, Start, in_words
 from triptych.encoders.native.bert import Bert
 from triptych.encoders.native.deit import DeiT
 from triptych.encoders.native.dinov2 import Dinov2
@@ -20,6 +20,7 @@ from triptych.encoders.native.nomic_bert import NomicBert
 from triptych.encoders.native.roberta import Roberta, XLMRoberta
 from triptych.encoders.native.roberta_prelayernorm import RobertaPreLayerNorm
 from triptych.encoders.native.siglip_vision_model import SiglipVisionModel
+from triptych.encoders.native.text import POOLED
 from triptych.encoders.native.vit import ViT, ViTMAE
 from triptych.modalities import MODALITIES, Modality, Text
 
@@ -121,6 +122,11 @@ def left_behind(start: Start) -> str:
     return ", ".join(sorted({name.split(".")[0] for name in beyond}))
 
 
+def pooling_kept(settings: dict[str, Any]) -> Pooling | None:
+    """The pooling of the run that was exported with this configuration, where it was not the native head's."""
+    return found if (found := settings.get(POOLING)) in POOLINGS else None
+
+
 def start_from(path: str, modality: str, revision: str | None = None) -> Start:
     """Read a published checkpoint to start from: a hub id, and a revision of it, or a folder."""
     from transformers import PreTrainedConfig
@@ -136,6 +142,8 @@ def start_from(path: str, modality: str, revision: str | None = None) -> Start:
             if family.modality != modality:
                 raise ValueError(f"init_from {path} is of modality {family.modality}, the run is of {modality}")
             start = family.start(path, **hub)
+            if POOLED not in start.native.files:
+                start.pooling = pooling_kept(settings) or start.pooling
             if left := left_behind(start):
                 known_by = start.native.architecture
                 print(f"init_from {path}: {left} of the file have no place in a {known_by}, and stay behind")

@@ -192,6 +192,10 @@ class Family:
         """A start's settings of the modality beside those that the user gave, and what that changes, in a line."""
         return settings, None
 
+    def pooling_of(self, config) -> Pooling | None:
+        """What a native configuration says of the pooling that its head reads, if anything."""
+        return None
+
     def head_class(self, head: nn.Module) -> str | None:
         """The native class that carries our head beside the base model; None if there is none."""
         return None
@@ -267,6 +271,7 @@ class Family:
         base = {} if brought is None else dict(brought.config)
         if base.pop("model_type", self.name) != self.name:  # of a family that goes out as this one
             base = {name: value for name, value in base.items() if name in config_class().to_dict()}
+        base.pop(POOLING, None)
         fields = self.fields(backbone)
         for name in set(fields) & {"hidden_act", "hidden_activation"}:  # several names of one function
             if ACTIVATIONS.get(base.get(name)) == backbone.encoder.architecture.activation:
@@ -277,6 +282,8 @@ class Family:
         if brought is not None and name != brought.architecture:  # its head stays behind, and what it said with it
             base = {field: value for field, value in base.items() if field not in OF_A_CLASSIFIER}
         made = config_class.from_dict(self.without_dropout() | base | fields)
+        if backbone.pooling != (self.pooling_of(made) or self.pooling):  # our own commands read it
+            setattr(made, POOLING, backbone.pooling)
         return getattr(transformers, name)(made)
 
     def without_dropout(self) -> dict[str, Any]:
@@ -432,6 +439,7 @@ def native_of(model) -> Native:
 # Fields of a configuration that say what a classifier's outputs are: with a new one, stock `transformers` would choose
 # its loss and its labels by them.
 OF_A_CLASSIFIER = ("id2label", "label2id", "problem_type")
+POOLING = "pooling"  # of the configuration of an export, where it is not the native head's
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",

@@ -156,10 +156,6 @@ class TextFamily(Family):
             self, settings, self.settings(config), native, model, pooling=pooling, absent=model.absent, own=own
         )
 
-    def pooling_of(self, config) -> Pooling | None:
-        """What the configuration says of it, if anything."""
-        return None
-
     def inward(self, state: dict[str, Tensor], start: Start, backbone: Backbone) -> None:
         padding = start.model.config.pad_token_id
         if self.variant.after_padding and self.variant.table and backbone.modality.padding != padding:
