@@ -31,12 +31,12 @@ def card(
         datasets=[data_set] if is_hub_id(data_set, checkpoint) and "/" in data_set else None,
     )
     used = yaml.safe_load((checkpoint / "config.yaml").read_text())
-    settings = yaml.safe_dump(public({k: v for k, v in used.items() if k != "output_dir"}), sort_keys=False)
+    settings = yaml.safe_dump(public({k: v for k, v in used.items() if k != "output_dir"}, checkpoint), sort_keys=False)
     columns = asked(config.data.column)[1:] if backbone.modality.stacks else []
     facts, parts = FACTS[modality](backbone.modality, columns)
-    facts |= {"Data": f"`{public(data_set)}`", "Checkpoint": f"`{checkpoint.name}`"}
+    facts |= {"Data": f"`{public(data_set, checkpoint)}`", "Checkpoint": f"`{checkpoint.name}`"}
     if start:
-        facts["Started from"] = f"`{public(start)}`"
+        facts["Started from"] = f"`{public(start, checkpoint)}`"
     if stale:
         facts["Stale"] = (
             f"`{'`, `'.join(stale)}` came with the checkpoint that training started from and was not trained along: "
@@ -238,15 +238,18 @@ def is_hub_id(name: str, near: Path) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return not is_local(name) and not any((parent / name).exists() for parent in near.resolve().parents)
+    return not is_local(name, near)
 
 
-def is_local(name: str) -> bool:
+def is_local(name: str, near: Path) -> bool:
+    """True for a path: absolute, or of a file here or near a run, wherever the export is called from."""
+    if name and any(os.path.exists(parent / name) for parent in near.resolve().parents):
+        return True
     return name.startswith(("/", "~", ".")) or os.path.exists(name)  # `Path` refuses long words
 
 
-def public(value):
+def public(value, near: Path):
     """Settings as a card may show them: of a path on this machine, the last part."""
     if isinstance(value, dict):
-        return {key: public(item) for key, item in value.items()}
-    return Path(value).name if isinstance(value, str) and is_local(value) else value
+        return {key: public(item, near) for key, item in value.items()}
+    return Path(value).name if isinstance(value, str) and is_local(value, near) else value

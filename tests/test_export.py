@@ -204,15 +204,15 @@ def test_the_card_is_valid_and_keeps_paths_to_itself(tmp_path, monkeypatch):
     data.mkdir(parents=True)
     run = tmp_path / "run"
     findings = ",".join(f"finding {i}" for i in range(40))  # longer than any name of a file
-    finished(
-        "image", "mae", run, SQUARE, data={"name": str(data), "label_column": findings}, init_from="google/some-vit"
-    )
+    (tmp_path / "unsaid" / "labelled").mkdir(parents=True)  # where the run was called from
+    told = {"data": {"name": str(data), "label_column": findings}, "probe_data": "unsaid/labelled"}
+    finished("image", "mae", run, SQUARE, init_from="google/some-vit", **told)
     card = ModelCard.load(export(run, license="apache-2.0") / "README.md")
     metadata = card.data.to_dict()
     assert metadata["library_name"] == "transformers" and metadata["license"] == "apache-2.0"
     assert metadata["base_model"] == "google/some-vit" and "datasets" not in metadata
     assert {"mae", "image"} <= set(metadata["tags"])
-    assert "Data: `pictures`" in card.text and "secret" not in card.content
+    assert "Data: `pictures`" in card.text and "secret" not in card.content and "unsaid" not in card.content
     settings = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
     assert settings["objective"]["name"] == "mae" and settings["modality"]["image_size"] == 16
     (tmp_path / "google" / "some-vit").mkdir(parents=True)  # beside the run, wherever the export is called from
