@@ -150,10 +150,14 @@ def fingerprint(settings: dict) -> str:
 
 
 def agrees(line: dict) -> bool:
-    """Whether a line was measured with what is shipped. An option that came later has the value that it always had."""
-    now = json.loads(json.dumps(resolved(line["cell"])))
-    was = line["settings"]
-    return line["config"] == fingerprint(was) and all(now.get(k) == v for k, v in was.items())
+    """Whether a line was measured with what is shipped. An option that came later has what the code always did."""
+    from triptych.training.settings import plain, signatures
+
+    now, was = json.loads(json.dumps(resolved(line["cell"]))), line["settings"]
+    always = json.loads(json.dumps(plain(signatures(now["modality.name"], now["objective.name"]))))
+    later = {k: v for k, v in now.items() if k not in was and k in always}
+    same = all(now.get(k) == v for k, v in was.items()) and all(v == always[k] for k, v in later.items())
+    return line["config"] == fingerprint(was) and same
 
 
 def config_of(name: str, modality: str, data: Path, folder: Path, teacher: Path | None = None):

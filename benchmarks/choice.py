@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="write the table of the lines that there are")
     arguments = parser.parse_args()
     if arguments.sizes:
-        return write("sizes", sizes(arguments.data))
+        return PAGE.write_text(placed(PAGE.read_text(), "sizes", sizes(arguments.data)))
     if not arguments.docs:
         import torch
 
@@ -65,7 +65,7 @@ def main() -> None:
                 file.write(json.dumps(done[name]) + "\n")
             print(json.dumps(done[name]), flush=True)
     print(table(lines()))
-    write("learns", table(lines()))
+    PAGE.write_text(placed(PAGE.read_text(), "learns", table(lines())))
 
 
 def lines() -> dict[str, dict]:
@@ -169,10 +169,9 @@ def sizes(data: Path | None) -> str:
     return "\n".join(made)
 
 
-def write(which: str, text: str) -> None:
-    """Put a table into its place in docs/sizes.md."""
-    begin, end = f"<!-- {which}: made by benchmarks/choice.py -->", f"<!-- end of {which} -->"
-    PAGE.write_text(between(PAGE.read_text(), begin, end, text))
+def placed(page: str, which: str, text: str) -> str:
+    """docs/sizes.md with a table in its place."""
+    return between(page, f"<!-- {which}: made by benchmarks/choice.py -->", f"<!-- end of {which} -->", text)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class BYOL(Objective):
         half_life: half-life of the teacher's average, in samples (BYOL's 0.99 at batch 4096: 280,000).
         head: sizes of the projector; the predictor has two layers.
         scale: smallest and largest fraction of a sample that a view keeps.
+        predictor_rate: factor on the predictor's learning rate.
     """
 
     cost: ClassVar[str] = "two forwards and two of the teacher, which is a copy of encoder and head; head statistics"
@@ -36,6 +37,7 @@ class BYOL(Objective):
         half_life: Positive = 5000.0,
         head: Head = Head(4096, 256),
         scale: Scale = (0.08, 1.0),
+        predictor_rate: Positive = 1.0,
     ):
         super().__init__(backbone, tuple(ViewSpec(scale=scale, strength="strong", index=i) for i in range(2)))
         if not half_life > 0:
@@ -43,6 +45,7 @@ class BYOL(Objective):
         self.compares = head.norm == "batch"
         self.projector = projector(backbone.pooled_width, head)
         self.predictor = MLPHead(head.out, replace(head, layers=2))
+        self.predictor.rate_scale = predictor_rate
         self.teacher = Teacher(backbone, self.projector, half_life=half_life)
 
     def represent(self, views: Batch) -> dict[str, Tensor]:
@@ -76,6 +79,8 @@ class SimSiam(Objective):
         head: sizes of the projector, whose output is normalised, too; the predictor has two layers, the hidden one a
             quarter as wide as a projection, but 32 at least: of few, all may be 0, and such a guess has no direction.
         scale: smallest and largest fraction of a sample that a view keeps.
+        predictor_rate: factor on the predictor's learning rate. One that is ahead of the encoder is what keeps two
+            networks without a teacher apart (BYOL, appendix I: a factor of 10 replaces it).
     """
 
     cost: ClassVar[str] = "2 forwards of the student a sample; no teacher; gathers 2 sums of the heads' widths a layer"
@@ -88,12 +93,14 @@ class SimSiam(Objective):
         backbone: Backbone,
         head: Head = Head(2048, 2048, 3),
         scale: Scale = (0.2, 1.0),
+        predictor_rate: Positive = 1.0,
     ):
         super().__init__(backbone, tuple(ViewSpec(scale=scale, strength="strong", index=i) for i in range(2)))
         self.compares = head.norm == "batch"
         last = BatchNorm(head.out, affine=False) if self.compares else nn.LayerNorm(head.out, elementwise_affine=False)
         self.projector = nn.Sequential(projector(backbone.pooled_width, head), last)
         self.predictor = MLPHead(head.out, replace(head, layers=2, hidden=max(32, head.out // 4)))
+        self.predictor.rate_scale = predictor_rate
 
     def represent(self, views: Batch) -> dict[str, Tensor]:
         return {"pooled": pooled(self.backbone, views)}

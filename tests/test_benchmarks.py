@@ -17,6 +17,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import beside_lightly  # noqa: E402
 import cells  # noqa: E402
 import cells_page  # noqa: E402
+import choice  # noqa: E402
 import continue_page  # noqa: E402
 
 
@@ -42,6 +43,8 @@ def test_the_table_of_the_page_is_that_of_the_lines():
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     assert cells_page.BEGIN in page and page == cells_page.with_table(page), "python benchmarks/cells.py --docs"
     assert continue_page.BEGIN in page and page == continue_page.with_tables(page), "benchmarks/continue.py --docs"
+    page = choice.PAGE.read_text()
+    assert page == choice.placed(page, "learns", choice.table(choice.lines())), "python benchmarks/choice.py --docs"
 
 
 # The script with its arguments, and constants that make it small.
@@ -50,21 +53,9 @@ SCRIPTS = {
     "step": ["-c", SMALL, "--rounds", "1"],
     "step of SimCLR": ["-c", SMALL, "--simclr", "--rounds", "1"],
     "engine": ["-c", SMALL, "--engine", "--rounds", "1"],
+    "gpu": ["gpu.py", "--small", "--rounds", "1", "--seconds", "0.1"],
     "filterbank": ["filterbank.py", "--rounds", "1", "--clips", "2"],
-    "text": [
-        "text_step.py",
-        "{texts}",
-        "--steps",
-        "1",
-        "--width",
-        "32",
-        "--heads",
-        "2",
-        "--depth",
-        "1",
-        "--batch",
-        "8",
-    ],
+    "text": "text_step.py {texts} --steps 1 --width 32 --heads 2 --depth 1 --batch 8".split(),
 }
 
 

@@ -427,11 +427,16 @@ class Config:
 
 def defaults_of(modality: str, objective: str) -> dict[str, Any]:
     """Defaults of all options by dotted name: the signatures', and over them the cell's own (`own_defaults`)."""
+    return signatures(modality, objective) | own_defaults(modality, objective)
+
+
+def signatures(modality: str, objective: str) -> dict[str, Any]:
+    """Defaults of all options as the code has them: what an option does that an earlier version did not know."""
     parts = defaults(MODALITIES[modality], "modality.") | defaults(EncoderSettings, "encoder.")
     parts |= defaults(OBJECTIVES[objective], "objective.")
     names = {"modality.name": modality, "objective.name": objective}
     runs = defaults(Run) | defaults(Data, "data.")
-    return runs | parts | own_defaults(modality, objective) | names
+    return runs | parts | names
 
 
 @cache
@@ -513,12 +518,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Options, other than those that a run may change when it continues, in which two stored configurations differ.
 
     Compared is what the user gave, then or now. What nobody gave is a default, which another version may have changed.
-    A configuration without origins, of an older version, counts as given whole; an option that it did not know had its
-    default.
+    A configuration without origins, of an older version, counts as given whole; an option that it did not know had the
+    default of the code, whatever a recipe says of it by now.
     """
     given = {key for which in (old, new) for key, origin in which.get("origin", {}).items() if origin in GIVEN}
     before, now = (flatten({k: v for k, v in which.items() if k != "origin"}) for which in (old, new))
     if "origin" not in old:
         given |= before.keys()
-    unsaid = plain(defaults_of(now["modality.name"], now["objective.name"]))
+    unsaid = plain(signatures(now["modality.name"], now["objective.name"]))
     return sorted(key for key in given - FREE if before.get(key, unsaid.get(key)) != now.get(key, unsaid.get(key)))

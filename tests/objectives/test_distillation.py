@@ -13,6 +13,7 @@ from triptych.objectives import BYOL, Head, Progress, SimSiam, distillation
 from triptych.objectives.distillation import byol_loss
 from triptych.objectives.heads import BatchNorm
 from triptych.objectives.teacher import Teacher
+from triptych.training.engine import parameter_groups
 
 
 @pytest.fixture
@@ -220,3 +221,11 @@ def test_simsiam_s_range_and_order(norm):
 def test_what_is_predicted_has_a_head(objective):
     with pytest.raises(ValueError, match="objective.head.layers 0"):
         objective(make(Image(8, 4), width=16, depth=1, heads=1), head=Head(layers=0))
+
+
+@pytest.mark.parametrize("kind", [BYOL, SimSiam])
+def test_a_predictor_has_a_rate_of_its_own_and_the_rest_the_run_s(kind):
+    made = kind(make(Image(8, 4), width=16, depth=2, heads=2), head=Head(24, 12), predictor_rate=10.0)
+    ahead = {id(p) for p in made.predictor.parameters()}
+    scales = {id(p): group["scale"] for group in parameter_groups(made, 0.05) for p in group["params"]}
+    assert all(scale == (10.0 if number in ahead else 1.0) for number, scale in scales.items()) and ahead <= set(scales)

@@ -222,6 +222,11 @@ def test_given_settings_are_what_a_resume_compares():
     del other["optim"]
     assert differences(other, read({"seed": 7, "objective.mask.ratio": 0.5, "optim": "adamw_torch"}).stored()) == []
     assert differences(other, read({"seed": 7, "objective.mask.ratio": 0.5, "optim": "sgd"}).stored()) == ["optim"]
+    # Of one that it did not have, what the code did, whatever a recipe says by now.
+    said = {"modality.name": "image", "objective.name": "simsiam"}
+    earlier = read(said).stored()
+    assert earlier["objective"].pop("predictor_rate") == 10
+    assert differences(earlier, read(said | {"objective.predictor_rate": 10}).stored()) == ["objective.predictor_rate"]
     # A configuration without origins counts as given.
     del other["origin"]
     assert differences(other, read({"seed": 7, "objective.mask.ratio": 0.5}).stored()) == ["weight_decay"]
