@@ -84,7 +84,7 @@ class SimSiam(Objective):
     """
 
     cost: ClassVar[str] = "2 forwards of the student a sample; no teacher; gathers 2 sums of the heads' widths a layer"
-    collapse: ClassVar[str] = "the loss falls to 0 in a few steps and `feature_deviation` with it"
+    collapse: ClassVar[str] = "the loss falls to 0 in a few steps, `feature_deviation` with it; raise `predictor_rate`"
     choose: ClassVar[str] = "where neither negatives nor the memory of a teacher are wanted, and batches are not tiny"
     compares_where: ClassVar[str] = "its heads normalise over the batch"
 
