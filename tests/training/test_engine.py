@@ -25,7 +25,10 @@ STAGES = (0, 1, 2, 3)
 
 def names_by_decay(module: nn.Module) -> dict[float, set[str]]:
     names = {id(p): name for name, p in module.named_parameters()}
-    return {g["weight_decay"]: {names[id(p)] for p in g["params"]} for g in parameter_groups(module, 0.05)}
+    found: dict[float, set[str]] = {}
+    for group in parameter_groups(module, 0.05):  # a predictor's have a rate of their own
+        found.setdefault(group["weight_decay"], set()).update(names[id(p)] for p in group["params"])
+    return found
 
 
 def built(modality: str, objective: str, **settings):
