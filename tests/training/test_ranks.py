@@ -116,7 +116,8 @@ def replayed(loop, gradients: list[dict[str, torch.Tensor]]) -> dict[str, torch.
             parameter.grad = gradient[name].clone()
         nn.utils.clip_grad_norm_(parameters.values(), run.max_grad_norm)
         for group in adamw.param_groups:
-            group["lr"] = learning_rate(run.learning_rate, warmup_of(run, run.max_steps), step, run.max_steps)
+            rate = learning_rate(run.learning_rate, warmup_of(run, run.max_steps), step, run.max_steps)
+            group["lr"] = group["scale"] * rate
         adamw.step()
     return {name: parameter.detach() for name, parameter in parameters.items()}
 
