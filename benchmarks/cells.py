@@ -155,9 +155,7 @@ def agrees(line: dict) -> bool:
 
     now, was = json.loads(json.dumps(resolved(line["cell"]))), line["settings"]
     always = json.loads(json.dumps(plain(signatures(now["modality.name"], now["objective.name"]))))
-    later = {k: v for k, v in now.items() if k not in was and k in always}
-    same = all(now.get(k) == v for k, v in was.items()) and all(v == always[k] for k, v in later.items())
-    return line["config"] == fingerprint(was) and same
+    return line["config"] == fingerprint(was) and now == {k: always.get(k, v) for k, v in now.items()} | was
 
 
 def config_of(name: str, modality: str, data: Path, folder: Path, teacher: Path | None = None):

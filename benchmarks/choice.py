@@ -102,7 +102,8 @@ def one(name: str, arguments) -> dict:
         for encoder in ("random", "pretrained")
     }
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    kept = {key: value for key, value in flat(config).items() if config["origin"].get(key) == "chosen"}
+    chosen = {key for key, origin in config["origin"].items() if origin == "chosen"} - {"probe_data"}  # a path
+    kept = {key: value for key, value in flat(config).items() if key in chosen}
     return {
         "took": minutes,
         "chosen": kept,

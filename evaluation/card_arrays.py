@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from triptych.modalities.image_file import UNKNOWN
 from triptych.modalities.image_processor import white_of
 
 COLOUR = """    elif path.endswith((".tif", ".tiff")) and is_deep(page := tifffile.TiffFile(path).pages[0]):
@@ -14,9 +15,9 @@ IS_WIDE = """def is_wide(found):  # Pillow has 8 bits of colours
 
 
 """
-IS_DEEP = """def is_deep(page):  # Pillow has 8 bits of each band, and at most four
+IS_DEEP = f"""def is_deep(page):  # Pillow has 8 bits of each band, and at most four
     deep = page.bitspersample > 8 or 0 in page.extrasamples or page.samplesperpixel > 4
-    return page.samplesperpixel > 1 and deep or str(page.dtype) in "int8 uint32 int64 uint64 float16 float64".split()
+    return page.samplesperpixel > 1 and deep or str(page.dtype) in "{" ".join(UNKNOWN)}".split()
 
 
 """

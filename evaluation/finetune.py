@@ -1,6 +1,7 @@
 """Few-label fine-tuning of a backbone with a linear head: the same recipe from pretrained weights and from none."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from triptych.evaluation.tasks import Classes, Numbers, Task
 from triptych.modalities import EVALUATION, ViewSpec
 from triptych.modalities.hashing import mix
 from triptych.training.sources import Rows
+
+HELD = 512  # training samples that are kept as they were read; of more, each is read anew every time
 
 
 def finetune(backbone, train, labels, test, test_labels, samples: int, rate: float = 1e-3, **options) -> float:
@@ -63,6 +66,7 @@ def tuned(
         return F.binary_cross_entropy_with_logits(made, target.float())
 
     owner, table = _samples(train)
+    read = lru_cache(HELD)(lambda i: modality.read(table[i][train.column]))
     batch = min(batch, len(owner))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05, fused=True)
     steps = max(1, samples // batch)
@@ -72,8 +76,7 @@ def tuned(
     for step in range(steps):
         index = order[step * batch : (step + 1) * batch]
         seeds = [mix(seed, step, int(i)) for i in index]
-        cells = map(modality.read, table[index.tolist()][train.column])
-        made = [modality.view(cell, view, s) for cell, s in zip(cells, seeds, strict=True)]
+        made = [modality.view(read(int(i)), view, s) for i, s in zip(index, seeds, strict=True)]
         target = target_of[owner[index]].to(device)
         loss = loss_of(logits(modality.collate(made, torch.tensor(seeds))), target)
         optimizer.zero_grad()

@@ -226,9 +226,9 @@ class Audio(Recordings):
 
         processor = ASTFeatureExtractor.from_pretrained(folder)
         self.keep_frames(processor.max_length)
-        was = self.mean, self.std
-        found = zip((processor.mean, processor.std), was, self.left_open, strict=True)
-        self.mean, self.std = (new if is_open else old for new, old, is_open in found)
+        for name, is_open in zip(("mean", "std"), self.left_open, strict=True):
+            if is_open:
+                setattr(self, name, getattr(processor, name))
 
     @property
     def statistics(self) -> tuple[float, float]:

@@ -140,6 +140,7 @@ SMALL = {
     "prototypes": 24,
     "crops": {"number": 2},
     "samples": 200,  # texts are cut into more than there are rows
+    "predictor_rate": 2.0,  # ten, as recipes have it, amplifies rounding
 }
 
 

@@ -453,6 +453,7 @@ def test_fine_tuning_learns_what_can_be_learned(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(modality, "read", watched)
+    monkeypatch.setattr("triptych.evaluation.finetune.HELD", 8)
     for task, labels in ((Classes(["a", "b"]), y), (Several(["a", "b"]), marks), (Numbers(["value"]), 40.0 + 170 * y)):
         backbone = copy.deepcopy(objective.backbone)
         output = tuned(backbone, task, rows, labels, rows, 600, batch=12, pooling="native")

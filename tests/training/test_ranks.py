@@ -87,8 +87,6 @@ def train_cell(modality: str, objective: str, folder: str, stages) -> dict:
     for stage in stages:
         for accumulation in (1, 2):
             options = sgd | {"max_steps": 5, "gradient_accumulation_steps": accumulation}
-            if objective == "simsiam":  # its predictor takes ten times that, which amplifies rounding
-                options["learning_rate"] = 2e-4
             loop = make_loop(modality, objective, folder, 8, stage, **options)
             losses, gradients = run_steps(loop, 5)
             made[f"{stage} {accumulation}"] = {
