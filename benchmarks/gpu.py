@@ -9,12 +9,12 @@ product of 8192×8192 in bfloat16 measured here. `--small` is for a look at a CP
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from step import alternate
 from torch import nn
 
 from triptych.modalities.view import View
@@ -61,6 +61,17 @@ def peak(n: int) -> float:
     return best
 
 
+def turn(step: Step, count: int) -> Step:
+    """Some steps, until the device has made them."""
+
+    def run() -> None:
+        for _ in range(count):
+            step()
+        wait()
+
+    return run
+
+
 def measure(rows: dict[str, tuple[Step, int]], top: float, arguments) -> None:
     """Print a line for each step, of those that take turns; the last one is what others stand against."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -79,15 +90,8 @@ def measure(rows: dict[str, tuple[Step, int]], top: float, arguments) -> None:
             with FlopCounterMode(display=False) as counter:
                 step()
             work[name] = counter.get_total_flops()
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(arguments.rounds):
-        for name, (step, _) in rows.items():
-            began = time.perf_counter()
-            for _ in range(turns[name]):
-                step()
-            wait()
-            times[name].append((time.perf_counter() - began) / turns[name])
-    middle = {name: statistics.median(t) for name, t in times.items()}
+    timed = alternate({name: turn(step, turns[name]) for name, (step, _) in rows.items()}, arguments.rounds, each=1)
+    middle = {name: seconds / turns[name] for name, seconds in timed.items()}
     last = list(rows)[-1]
     for name, (_, samples) in rows.items():
         counted = work.get(name) or work.get(name.replace(", compiled", ""))

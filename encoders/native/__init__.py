@@ -7,7 +7,7 @@ from typing import Any
 from triptych.encoders.backbone import POOLINGS, Backbone, Pooling
 from triptych.encoders.encoder import Encoder
 from triptych.encoders.native.ast import AST
-from triptych.encoders.native.base import POOLING, Family, Native, Plain, Start, in_words
+from triptych.encoders.native.base import POOLING, Family, Plain
 from triptych.encoders.native.bert import Bert
 from triptych.encoders.native.deit import DeiT
 from triptych.encoders.native.dinov2 import Dinov2
@@ -20,6 +20,7 @@ from triptych.encoders.native.nomic_bert import NomicBert
 from triptych.encoders.native.roberta import Roberta, XLMRoberta
 from triptych.encoders.native.roberta_prelayernorm import RobertaPreLayerNorm
 from triptych.encoders.native.siglip_vision_model import SiglipVisionModel
+from triptych.encoders.native.start import Native, Start, in_words
 from triptych.encoders.native.text import POOLED
 from triptych.encoders.native.vit import ViT, ViTMAE
 from triptych.modalities import MODALITIES, Modality, Text

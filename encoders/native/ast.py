@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.embeddings import GridEmbedding, GridVariant
-from triptych.encoders.native.base import Family, Start, base_prefix, fields_of, from_pretrained, native_of
+from triptych.encoders.native.base import Family, fields_of, from_pretrained
 from triptych.encoders.native.grid import PROJECTION, GridFamily
+from triptych.encoders.native.names import base_prefix
+from triptych.encoders.native.start import Start, native_of
 from triptych.encoders.native.vit import ViT
 from triptych.modalities import Audio
 from triptych.modalities.audio_file import RATE

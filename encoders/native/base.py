@@ -1,10 +1,6 @@
 """What a family is: the encoder's arguments, the embedding, a table of names and a processor, for one native class."""
 
-import copy
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,109 +9,9 @@ from torch import Tensor, nn
 from triptych.encoders.backbone import Backbone, Pooling
 from triptych.encoders.embeddings import Embedding
 from triptych.encoders.encoder import PRESETS, Architecture
+from triptych.encoders.native.names import Names, Pair, base_prefix, copy_in, copy_out, leaves
+from triptych.encoders.native.start import Start, plain
 from triptych.modalities import Modality
-
-Pair = tuple[tuple[str, ...], tuple[str, ...]]  # names of ours, and of theirs, whose values are the same in this order
-Names = dict[str | tuple[str, ...], str | tuple[str, ...]]  # the same, of modules
-
-
-@dataclass
-class Native:
-    """What a published checkpoint brought that is not trained here, and goes out again as it came in.
-
-    Args:
-        config: fields of the native configuration.
-        kept: tensors of the base model that have no counterpart here (a pooler), by their names in it.
-        heads: tensors of its heads, by their names in the published class.
-        architecture: name of that class.
-        files: further text files of its folder, by their names in it.
-    """
-
-    config: dict[str, Any]
-    kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    heads: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    architecture: str | None = None
-    files: dict[str, str] = field(default_factory=dict, repr=False)
-
-    def __deepcopy__(self, memo) -> "Native":
-        return self  # a teacher's backbone shares it
-
-    def save(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.config | {"architectures": [self.architecture]}, indent=1))
-        (folder / "files.json").write_text(json.dumps(self.files, indent=1))
-        parts = {"kept": self.kept, "heads": self.heads}
-        tensors = {f"{part}/{name}": t.contiguous().clone() for part, ts in parts.items() for name, t in ts.items()}
-        save_file(tensors, folder / "kept.safetensors")
-
-    @classmethod
-    def load(cls, folder: Path) -> "Native | None":
-        from safetensors.torch import load_file
-
-        if not (folder / "config.json").is_file():
-            return None
-        config = json.loads((folder / "config.json").read_text())
-        (architecture,) = config.pop("architectures")
-        parts: dict[str, dict[str, Tensor]] = {"kept": {}, "heads": {}}
-        for name, tensor in load_file(folder / "kept.safetensors").items():
-            part, _, name = name.partition("/")
-            parts[part][name] = tensor
-        # Earlier versions kept no files.
-        files = json.loads(file.read_text()) if (file := folder / "files.json").is_file() else {}
-        return cls(config, architecture=architecture, files=files, **parts)
-
-
-@dataclass
-class Start:
-    """What a published checkpoint says before anything is built: settings by our arguments' names, and its weights.
-
-    Args:
-        family: what it is.
-        modality: settings of the modality.
-        encoder: fields of the `Architecture`.
-        objective: settings of the objective that it was trained with; one with other arguments ignores them.
-        trained_by: name of that objective, where others have arguments of those names too.
-        pooling: what the checkpoint itself says about it, if anything.
-        native: its configuration; `load` adds the tensors that are kept.
-        model: the native model.
-        processor: its processor or tokenizer, if it has one.
-        absent: tensors of the base model that the checkpoint has not: their values are random, and not kept.
-        own: settings of the modality that its own features are made with, and a run on other data may not want.
-    """
-
-    family: "Family" = field(repr=False)
-    modality: dict[str, Any]
-    encoder: dict[str, Any]
-    native: Native = field(repr=False)
-    model: Any = field(repr=False)
-    objective: dict[str, Any] = field(default_factory=dict)
-    trained_by: str | None = None
-    pooling: Pooling | None = None
-    processor: Any = field(default=None, repr=False)
-    absent: frozenset[str] = field(default=frozenset(), repr=False)
-    own: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return in_words(self)
-
-    @property
-    def free(self) -> tuple[str, ...]:
-        """Settings of the modality of which the user may have others."""
-        return self.family.free
-
-    def adapted(self, given: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        """The modality's settings beside those that the user gave, and what that changes, in a line."""
-        return self.family.adapted(self.modality, given)
-
-    def load(self, backbone: Backbone) -> None:
-        """Put the weights into a backbone that was built with these settings. Before an objective is made of it."""
-        self.family.load(self, backbone)
-
-    def load_heads(self, objective: nn.Module) -> None:
-        """Put the weights of heads and decoders into an objective that has such."""
-        self.family.load_heads(self, objective)
 
 
 class Family:
@@ -339,61 +235,6 @@ class Plain(Family):
         return modality.embedding(modality, made)
 
 
-def in_words(start) -> str:
-    """What a start says before anything is built, in a line: its family, its pooling, its settings."""
-    said = start.modality | start.encoder | start.objective
-    pooling = f", pooled by {start.pooling}" if start.pooling else ""
-    return f"{start.family.name}{pooling}; " + ", ".join(f"{name} {plain(value)}" for name, value in said.items())
-
-
-def leaves(ours: str | tuple[str, ...], native: str | tuple[str, ...], number: int = 0) -> Iterator[Pair]:
-    """The parameters that a module stands for; a name that ends as a parameter's does is itself."""
-    names = tuple(name.format(number) for name in ((native,) if isinstance(native, str) else native))
-    if isinstance(ours, tuple):
-        for kind in ("weight", "bias"):
-            yield tuple(f"{name}.{kind}" for name in ours), tuple(f"{name}.{kind}" for name in names)
-        return
-    if ours.split(".")[-1] in ("weight", "bias") or "." in ours and ours.split(".")[-1].startswith(("lead_", "hidden")):
-        yield (ours,), names
-        return
-    for kind in ("weight", "bias"):
-        yield (f"{ours}.{kind}",), tuple(f"{name}.{kind}" for name in names)
-
-
-def base_prefix(model) -> str:
-    """Of the names of the base model within a model; empty if it is the base model."""
-    prefix = f"{model.base_model_prefix}."
-    # Of some the base model has a part of that name; the embeddings are in the base model itself.
-    return prefix if any(name.startswith(f"{prefix}embed") for name in model.state_dict()) else ""
-
-
-def copy_in(ours: dict[str, Tensor], state: dict[str, Tensor], mine: tuple[str, ...], theirs: tuple[str, ...]):
-    """Native values into our parameters; returns the native names that were used. What neither has is passed over."""
-    sources = {name: state[name] for name in theirs if name in state}
-    targets = [ours[name] for name in mine if name in ours]
-    if not sources or not targets:
-        return set()
-    flat = torch.cat([tensor.flatten() for tensor in sources.values()])
-    with torch.no_grad():
-        if len(targets) == 1 and targets[0].numel() > len(flat):
-            # A tokenizer of more tokens than the model has (some were added) keeps fresh rows for the rest.
-            targets[0].view(-1)[: len(flat)].copy_(flat)
-            return set(sources)
-        for target, part in zip(targets, flat.split([t.numel() for t in targets]), strict=True):
-            target.copy_(part.view_as(target))
-    return set(sources)
-
-
-def copy_out(ours: dict[str, Tensor], wanted: dict[str, Tensor], mine: tuple[str, ...], theirs: tuple[str, ...]):
-    """Our values by native names and shapes; what neither has is passed over."""
-    names = [name for name in theirs if name in wanted]
-    sources = [ours[name] for name in mine if name in ours]
-    if not names or not sources:
-        return {}
-    parts = torch.cat([tensor.flatten() for tensor in sources]).split([wanted[name].numel() for name in names])
-    return {name: part.view(wanted[name].shape).clone() for name, part in zip(names, parts, strict=True)}
-
-
 def from_pretrained(family: Family, path: str, published: str | None = None, **hub):
     """A checkpoint as the class that it was published as, or as the named one, in float32, never from a pickle.
 
@@ -425,15 +266,6 @@ def from_pretrained(family: Family, path: str, published: str | None = None, **h
     model.absent = frozenset(name.removeprefix(prefix) for name in info["missing_keys"])
     model.beyond = set(info["unexpected_keys"])
     return model.eval()
-
-
-def native_of(model) -> Native:
-    """The configuration that a published model brought. Its own version and type are written anew at export."""
-    config = copy.deepcopy(model.config).to_dict()
-    # `auto_map` names code that is never run here, nor does it go along: the native class has no need of it.
-    for name in ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "auto_map"):
-        config.pop(name, None)
-    return Native(config, architecture=type(model).__name__)
 
 
 # Fields of a configuration that say what a classifier's outputs are: with a new one, stock `transformers` would choose
@@ -479,8 +311,3 @@ def fields_of(made: Architecture, names: dict[str, str] | None = None) -> dict[s
         "layer_norm_eps": made.eps,
     }
     return {(names or {}).get(name, name): value for name, value in fields.items()}
-
-
-def plain(value: Any) -> Any:
-    """As YAML has it."""
-    return list(value) if isinstance(value, tuple) else value

@@ -7,8 +7,8 @@ from typing import Any
 
 from triptych.encoders.backbone import Backbone, Pooling
 from triptych.encoders.embeddings import TokenVariant
-from triptych.encoders.native.base import Start
 from triptych.encoders.native.nomic_bert import NomicBert
+from triptych.encoders.native.start import Start
 from triptych.encoders.native.text import TextFamily
 
 

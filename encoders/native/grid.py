@@ -10,16 +10,9 @@ from torch import Tensor, nn
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.embeddings import GridEmbedding, GridVariant
 from triptych.encoders.encoder import BIASES, Architecture
-from triptych.encoders.native.base import (
-    Family,
-    Pair,
-    Start,
-    fields_of,
-    from_pretrained,
-    leaves,
-    native_of,
-    settings_of,
-)
+from triptych.encoders.native.base import Family, fields_of, from_pretrained, settings_of
+from triptych.encoders.native.names import Pair, leaves
+from triptych.encoders.native.start import Start, native_of
 from triptych.encoders.positions import resample
 from triptych.modalities import Grid, Image
 from triptych.modalities.image_processor import KEPT, settings_from

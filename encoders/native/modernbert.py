@@ -9,7 +9,7 @@ from typing import Any
 from triptych.encoders.backbone import Backbone, Pooling
 from triptych.encoders.embeddings import TokenVariant
 from triptych.encoders.encoder import BIASES, Architecture
-from triptych.encoders.native.base import Start
+from triptych.encoders.native.start import Start
 from triptych.encoders.native.text import TextFamily, theta_of
 
 KINDS = {True: "sliding_attention", False: "full_attention"}

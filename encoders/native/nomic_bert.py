@@ -7,7 +7,7 @@ from typing import Any
 
 from triptych.encoders.backbone import Backbone
 from triptych.encoders.embeddings import TokenVariant
-from triptych.encoders.native.base import Start
+from triptych.encoders.native.start import Start
 from triptych.encoders.native.text import TextFamily, theta_of
 
 

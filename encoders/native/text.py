@@ -10,19 +10,9 @@ from torch import Tensor, nn
 from triptych.encoders.backbone import Backbone, Pooling
 from triptych.encoders.embeddings import LMHead, TokenEmbedding, TokenVariant
 from triptych.encoders.encoder import Architecture
-from triptych.encoders.native.base import (
-    Family,
-    Names,
-    Pair,
-    Start,
-    base_prefix,
-    copy_in,
-    fields_of,
-    from_pretrained,
-    leaves,
-    native_of,
-    settings_of,
-)
+from triptych.encoders.native.base import Family, fields_of, from_pretrained, settings_of
+from triptych.encoders.native.names import Names, Pair, base_prefix, copy_in, leaves
+from triptych.encoders.native.start import Start, native_of
 from triptych.modalities import Text
 
 POOLED, SENTENCES = "1_Pooling/config.json", "sentence_bert_config.json"

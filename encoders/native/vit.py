@@ -6,8 +6,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from triptych.encoders.backbone import Backbone
-from triptych.encoders.native.base import Pair, Start, copy_in, copy_out, leaves
 from triptych.encoders.native.grid import ImageFamily, within
+from triptych.encoders.native.names import Pair, copy_in, copy_out, leaves
+from triptych.encoders.native.start import Start
 
 
 class ViT(ImageFamily):
