@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from triptych.encoders import backbone as backbones
 from triptych.encoders import embeddings, encoder, positions
-from triptych.encoders.native import FAMILIES, base, make, start_from
+from triptych.encoders.native import FAMILIES, Native, make, start_from
 from triptych.encoders.native import grid as grids
 from triptych.modalities import EVALUATION, Image
 from triptych.modalities.image_processor import resized_extent, settings_from
@@ -210,7 +210,7 @@ def test_a_planted_fault_is_seen(case, fault, tmp_path, monkeypatch):
 
 def test_what_is_lost_on_the_way_is_seen(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # siglip's head
-        patch.setattr(base.Native, "kept", property(lambda _: {}, lambda *_: None), raising=False)
+        patch.setattr(Native, "kept", property(lambda _: {}, lambda *_: None), raising=False)
         with pytest.raises((AssertionError, RuntimeError)):
             test_what_came_in_goes_out("siglip_vision_model", tmp_path / "kept")
     with monkeypatch.context() as patch:  # dropout
