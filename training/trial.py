@@ -68,9 +68,17 @@ def rehearse(
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
     compute, reading = (statistics.median(times[1:] or times) for times in (computed, read))
-    count = workers(run)
-    step = max(compute, reading / count) if count else compute + reading
+    step = together(compute, reading, workers(run), on_gpu)
     return Trial(step * run.gradient_accumulation_steps, used)
+
+
+def together(compute: float, reading: float, readers: int, on_gpu: bool) -> float:
+    """Seconds of a step whose samples `readers` processes read meanwhile.
+
+    On a CPU reading is not hidden: a reader takes half of a core from one thread that computes, and all others wait.
+    """
+    reading /= max(1, readers)
+    return max(compute, reading) if readers and on_gpu else compute + reading
 
 
 def _step(made: Objective, steps, views, run, progress: Progress, device: torch.device) -> None:
