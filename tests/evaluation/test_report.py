@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import html.parser
+import http.server
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -283,7 +285,54 @@ def test_it_is_alive_in_a_browser(runs, tmp_path, modality):
     first, second, back = found["keys"]
     sounds = re.findall(r'src="data:audio/[a-z0-9]+;base64,([^"]+)"', text)
     assert len(found["sounds"]) == len(sounds) and all(found["sounds"]) and bool(sounds) == (modality == "audio")
-    for sound in sounds:  # the browser's clock in this test is not that of sound, so it is not played there
+    for sound in sounds:  # the browser's clock in this test is not that of sound: played they are in the next one
         wave, rate = soundfile.read(io.BytesIO(base64.b64decode(sound)))
         assert len(wave) > 0.1 * rate and wave.any()
     assert first.startswith("step ") and second.startswith("step ") and first != second and back == first
+
+
+PLAYED = """
+<script>addEventListener('load', async () => {
+  const played = [];
+  try {
+    for (const sound of [...document.querySelectorAll('audio')].slice(0, 2)) {
+      await sound.play();
+      await new Promise(heard => { sound.ontimeupdate = () => sound.currentTime > 0 && heard(); });
+      played.push([sound.currentTime, sound.duration]);
+    }
+  } catch (error) { played.push(String(error)); }
+  fetch('http://127.0.0.1:PORT/', {method: 'POST', mode: 'no-cors', body: JSON.stringify(played)});
+});</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_sounds_play_in_a_browser(runs, tmp_path):
+    said, heard = [], threading.Event()
+
+    class Told(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            said.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+            heard.set()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Told) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        script = PLAYED.replace("PORT", str(server.server_port))
+        text = (runs["audio"] / "report.html").read_text()
+        (tmp_path / "page.html").write_text(text.replace("</body>", script + "</body>"))
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        # A port for tools keeps the browser open until it is ended.
+        command += ["--autoplay-policy=no-user-gesture-required", "--remote-debugging-port=0"]
+        nothing = subprocess.DEVNULL
+        browser = subprocess.Popen([*command, f"file://{tmp_path / 'page.html'}"], stdout=nothing, stderr=nothing)
+        try:
+            assert heard.wait(200)
+        finally:
+            browser.terminate()
+            browser.wait()
+            server.shutdown()
+    assert len(said[0]) == 2 and all(0 < at <= length for at, length in said[0]), said
