@@ -188,7 +188,8 @@ def write(
         pieces: the vector of each piece (patch, tile, token) instead of one a sample.
         every: `layer`: of the embedding (0) and of each block, not of the last block alone.
         pooling: what a sample's vector is, as a run's `--pooling`. Default: the run's or the checkpoint's own.
-        query: a file like those of the data, a folder of them, or a text: prints its nearest neighbours in the data.
+        query: a file like those of the data, seconds of a recording (a.wav#t=1.5,4.0), a folder of files, or a text:
+            prints its nearest neighbours in the data.
         neighbours: how many. Default: 5.
         duplicates: print the pairs of rows whose vectors have at least this cosine.
         column: column of the samples. Default: the run's own, where the data has it, or the one of its type.
@@ -316,7 +317,8 @@ class Table:
 
 
 def query_rows(query: str, rows, modality):
-    """The rows that a query names: files, or else a text that it is."""
+    """The rows that a query names: files, seconds of a recording (`a.wav#t=1.5,4.0`), or else a text that it is."""
+    from triptych.modalities.base import recording
     from triptych.training.finding import find
     from triptych.training.memory import held
     from triptych.training.settings import Data
@@ -324,7 +326,8 @@ def query_rows(query: str, rows, modality):
     from triptych.training.tables import holds_lines
 
     words = holds_lines(modality) and not os.path.exists(os.path.expanduser(query))  # `Path` refuses long words
-    with held([query] if words else query, modality) as name:
+    part = modality.segments and recording(query) != query
+    with held([query] if words or part else query, modality) as name:
         where = Data(name=name)
         try:
             return rows_of(find(where, modality), where, modality, "train")[0]

@@ -28,6 +28,7 @@ from triptych.evaluation.report_page import (
     grid,
     in_legend,
     lines,
+    logarithmic,
     page,
     style,
     table,
@@ -141,7 +142,7 @@ def spectrum(runs: list[Run]) -> Figure | None:
                 lw=1.4,
                 label=in_legend(line.name),
             )
-        axes.set_yscale("log")
+        logarithmic(axes)
         axes.set_xlabel("direction")
         if len(found) > 1:
             axes.legend(fontsize=8)

@@ -148,11 +148,20 @@ def lines(axes, series: list[Line], unit: str = "", log: bool = False) -> list[t
         ]
     positive = [v for line in series for v in line.y if np.isfinite(v) and v > 0]
     if log and positive and max(positive) > 30 * min(positive):
-        axes.set_yscale("log")
+        logarithmic(axes)
     if len(series) > 1:
         axes.legend(fontsize=8)
     axes.margins(x=0.02)
     return said
+
+
+def logarithmic(axes) -> None:
+    """A logarithmic axis of values, whose numbers are words: matplotlib's own are formulas, which `style` leaves out."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def thinned(count: int, most: int) -> np.ndarray:

@@ -99,6 +99,7 @@ def test_a_page_holds_all_and_needs_nothing(runs, modality):
     saw += ["Pieces by their features"] * (modality != "text")
     assert page.heads == ["Training", "Features", *saw, "Data", "Environment"]
     assert "could not be made" not in text and "40 rows of" in text
+    assert "math" not in text and ">0.01</text>" in text  # numbers of a logarithmic axis are no formulas
     for row in ("original", "what is left of it", "with what is guessed"):
         assert f"<th scope=row>{row}</th>" in text
     assert ("<img" in text) == ("<mark" not in text) == (modality != "text")

@@ -6,6 +6,7 @@ from finished import finished
 from support import encoded
 
 from triptych import embed
+from triptych.embed import main as search
 from triptych.evaluation.labels import splits
 from triptych.modalities import Audio
 from triptych.modalities.base import recording, segment
@@ -151,7 +152,7 @@ def test_segments_of_a_recording_are_not_each_others_negatives(tmp_path):
         MODALITY.read(rows.table[4][rows.column])
 
 
-def test_vectors_of_a_segment_are_those_of_the_file_cut_by_hand(tmp_path):
+def test_vectors_of_a_segment_are_those_of_the_file_cut_by_hand(tmp_path, capsys):
     finished("audio", "mae", tmp_path / "run")
     waves, rate = recordings(tmp_path / "data"), 22_050
     spans = {"r0.wav": (0.2, 0.3), "r1.wav": (0.25, 1.5), "r2.wav": (1.1, 99.0)}
@@ -159,3 +160,6 @@ def test_vectors_of_a_segment_are_those_of_the_file_cut_by_hand(tmp_path):
     by_hand = [(waves[n].astype(np.float32)[round(a * rate) : round(b * rate)], rate) for n, (a, b) in spans.items()]
     ours, theirs = (embed(str(tmp_path / "run"), data) for data in (named, by_hand))
     assert np.array_equal(ours, theirs) and np.isfinite(ours).all()
+    capsys.readouterr()
+    search([str(tmp_path / "run"), "--data", str(tmp_path / "data"), "--query", named[1], "--neighbours", "1"])
+    assert "nearest to r1.wav#t=0.25,1.5:\n" in capsys.readouterr().out
