@@ -156,7 +156,7 @@ def lines(axes, series: list[Line], unit: str = "", log: bool = False) -> list[t
 
 
 def logarithmic(axes) -> None:
-    """A logarithmic axis of values, whose numbers are words: matplotlib's own are formulas, which `style` leaves out."""
+    """A logarithmic axis of values, with plain numbers: matplotlib writes formulas, which `style` leaves unread."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axes.set_yscale("log")
