@@ -75,9 +75,9 @@ def test_it_learns_from_an_export(modality, tmp_path):
     assert (tmp_path / "finetuned" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("modality", DATA)
-def test_it_imports_nothing_of_ours(modality):
-    tree = ast.parse((EXAMPLES / f"finetune_{modality}.py").read_text())
+@pytest.mark.parametrize("script", [*(f"finetune_{modality}" for modality in DATA), "walk_classify"])
+def test_it_imports_nothing_of_ours(script):
+    tree = ast.parse((EXAMPLES / f"{script}.py").read_text())
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {name.split(".")[0] for name in names} & OURS
