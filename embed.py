@@ -24,7 +24,7 @@ from triptych.training import own
 from triptych.training.command_line import with_values
 from triptych.training.errors import UserError, at_home, explained, one_line, one_line_exit
 
-CHUNK, CHUNK_OF_PIECES = 4096, 256  # rows that are embedded and written together
+CHUNK = 4096  # rows that are embedded and written together; of pieces a batch
 SHOWN = 100  # duplicates that are printed
 
 
@@ -237,13 +237,13 @@ def write(
             for i, c in zip(near, close, strict=True):
                 print(f"  {c:.4f}  row {number[i]:<6}  {called(rows, number[i])}")
     if duplicates is not None:
-        pairs = search.duplicates(x, duplicates)
-        print(f"{len(pairs):,} pairs of {len(x):,} rows with a cosine of at least {duplicates:g}")
-        for i, j, c in pairs[:SHOWN]:
+        pairs, count = search.duplicates(x, duplicates, SHOWN)
+        print(f"{count:,} pairs of {len(x):,} rows with a cosine of at least {duplicates:g}")
+        for i, j, c in pairs:
             a, b = number[i], number[j]
             print(f"  {c:.4f}  rows {a} and {b}  {called(rows, a)}  {called(rows, b)}")
-        if len(pairs) > SHOWN:
-            print(f"  and {len(pairs) - SHOWN:,} more, less alike")
+        if count > SHOWN:
+            print(f"  and {count - SHOWN:,} more, less alike")
 
 
 def chunks(backbone, rows, pieces: bool, every: bool, batch: int, place) -> Iterator[dict[int, np.ndarray]]:
@@ -251,7 +251,7 @@ def chunks(backbone, rows, pieces: bool, every: bool, batch: int, place) -> Iter
     from triptych.evaluation.features import vectors
     from triptych.modalities.base import NoSamples
 
-    size, all_bad, done = CHUNK_OF_PIECES if pieces else CHUNK, {}, set()
+    size, all_bad, done = batch if pieces else CHUNK, {}, set()
     with watched(len(rows)) as seen:
         for start in range(0, len(rows), size):
             part = rows.select(range(start, min(start + size, len(rows))))

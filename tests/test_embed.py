@@ -154,11 +154,10 @@ def test_other_columns_are_not_decoded(pictured, tmp_path, capsys):
     assert "2 vectors" in capsys.readouterr().out
 
 
-def test_a_table_of_pieces_and_layers_has_a_vector_a_line(pictured, tmp_path, monkeypatch):
+def test_a_table_of_pieces_and_layers_has_a_vector_a_line(pictured, tmp_path):
     run, data = pictured
-    monkeypatch.setattr(module, "CHUNK_OF_PIECES", 2)
     to = tmp_path / "all.parquet"
-    module.main([str(run), "--data", str(data), "--to", str(to), "--pieces", "--every", "layer"])
+    module.main([str(run), "--data", str(data), "--to", str(to), "--pieces", "--every", "layer", "--batch", "2"])
     table = parquet.read_table(to).to_pandas()
     assert list(table) == ["row", "path", "layer", "piece", "vector"] and len(table) == 5 * 3 * 16
     ours = embed(run, data, pieces=True, every="layer")

@@ -44,6 +44,7 @@ def test_a_pooling_without_a_word_leaves_them_behind(tmp_path, capsys):
     folder = export(tmp_path / "run")
     assert "no word for pooling pieces" in capsys.readouterr().out
     assert not [f.name for f in folder.iterdir() if f.is_dir() or f.name == "modules.json"]
+    assert json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"] == WINDOW["max_length"]
 
 
 def test_what_came_keeps_its_words_and_finds_its_model_beside_a_head(tmp_path):

@@ -168,12 +168,12 @@ class TextFamily(Family):
 
     def files(self, backbone: Backbone, model: Any) -> dict[str, str]:
         """Its files as they came, or new ones, with the pooling that the run had."""
-        if (mode := MODES.get(backbone.pooling)) is None:
-            print(f"{POOLED} has no word for pooling {backbone.pooling}: sentence-transformers' files stay behind")
-            return {}
         brought = {} if backbone.native is None else backbone.native.files
         window = {"max_seq_length": backbone.modality.max_length, "do_lower_case": False}
         files = {SENTENCES: json.dumps(window, indent=2), **brought}
+        if (mode := MODES.get(backbone.pooling)) is None:
+            print(f"{POOLED} has no word for pooling {backbone.pooling}: sentence-transformers' files stay behind")
+            return {SENTENCES: files[SENTENCES]}  # which a start from this reads
         settings = json.loads(brought.get(POOLED, json.dumps({"word_embedding_dimension": backbone.width})))
         if POOLED not in brought or sentence_pooling("", files) != backbone.pooling:
             flags = [name for name in settings if name.startswith("pooling_mode_")]
