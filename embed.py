@@ -318,6 +318,8 @@ class Table:
 
 def query_rows(query: str, rows, modality):
     """The rows that a query names: files, seconds of a recording (`a.wav#t=1.5,4.0`), or else a text that it is."""
+    import dataclasses
+
     from triptych.modalities.base import recording
     from triptych.training.finding import find
     from triptych.training.memory import held
@@ -330,7 +332,8 @@ def query_rows(query: str, rows, modality):
     with held([query] if words or part else query, modality) as name:
         where = Data(name=name)
         try:
-            return rows_of(find(where, modality), where, modality, "train")[0]
+            found = rows_of(find(where, modality), where, modality, "train")[0]
+            return dataclasses.replace(found, root=os.path.dirname(recording(query))) if part else found
         except UserError as error:
             raise UserError(one_line(error).replace("data ", "--query ", 1)) from error
 
