@@ -8,6 +8,7 @@ The first word is a run's folder, an export's, or a published checkpoint of a kn
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -95,8 +96,6 @@ def embed(
 
 def ready(model, data, column, split, weights, revision, device, pooling, said: bool = True):
     """The backbone, the rows, and the device. `said`: print how the data is read."""
-    import dataclasses
-
     from triptych.evaluation.load import Opened, opened
     from triptych.training.engine import pick_device
     from triptych.training.finding import elsewhere, find
@@ -318,8 +317,6 @@ class Table:
 
 def query_rows(query: str, rows, modality):
     """The rows that a query names: files, seconds of a recording (`a.wav#t=1.5,4.0`), or else a text that it is."""
-    import dataclasses
-
     from triptych.modalities.base import recording
     from triptych.training.finding import find
     from triptych.training.memory import held
@@ -328,12 +325,12 @@ def query_rows(query: str, rows, modality):
     from triptych.training.tables import holds_lines
 
     words = holds_lines(modality) and not os.path.exists(os.path.expanduser(query))  # `Path` refuses long words
-    part = modality.segments and recording(query) != query
-    with held([query] if words or part else query, modality) as name:
+    file = recording(query) if modality.segments else query  # without its seconds
+    with held([query] if words or file != query else query, modality) as name:
         where = Data(name=name)
         try:
             found = rows_of(find(where, modality), where, modality, "train")[0]
-            return dataclasses.replace(found, root=os.path.dirname(recording(query))) if part else found
+            return found if file == query else dataclasses.replace(found, root=os.path.dirname(file))
         except UserError as error:
             raise UserError(one_line(error).replace("data ", "--query ", 1)) from error
 
