@@ -16,8 +16,7 @@ import numpy as np
 LIMIT = 5_000_000  # bytes of a page, media included
 POINTS = 300  # of a line that can be hovered over
 DRAWN = 1500  # points of a line that are drawn
-# Okabe and Ito (2008): told apart by the colour-blind. In an SVG each becomes a variable of report.css, which is
-# brighter where the reader's screen is dark.
+# Okabe and Ito (2008): told apart by the colour-blind, on a light and on a dark page. report.css has them too.
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP"
@@ -118,8 +117,6 @@ def themed(svg: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace(INK, "var(--ink)").replace(RULE, "var(--rule)")
-    for number, colour in enumerate(OKABE_ITO):
-        svg = svg.replace(colour, f"var(--c{number})")
     return re.sub(r"font: [^;\"]*?px [^;\"]*", lambda m: re.sub(r"px .*", "px system-ui, sans-serif", m[0]), svg)
 
 
