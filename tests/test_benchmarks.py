@@ -72,7 +72,6 @@ def test_a_script_prints_its_figures(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", beside_lightly.SEEDS)
 def test_lightly_s_side_trains_the_same_encoder(name, tmp_path):
-    pytest.importorskip("lightly")
     pictures, kind = support.cells("image", 96)
     table = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
     (tmp_path / "cifar10").mkdir()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import support
 from finished import finished
+from sentence_transformers import SentenceTransformer
 
 from triptych import embed
 from triptych.encoders.native import start_from
@@ -18,14 +19,13 @@ WINDOW = {"max_length": 16, "max_positions": 40}
 
 @pytest.mark.parametrize("objective, pooling, inner", [("simclr", "tokens", ""), ("masked", "lead", "0_Transformer")])
 def test_they_load_with_our_pooling_and_without_a_warning(objective, pooling, inner, tmp_path, capfd):
-    library = pytest.importorskip("sentence_transformers")
     finished("text", objective, tmp_path / "run", WINDOW, pooling=pooling)
     folder = export(tmp_path / "run")
     assert json.loads((folder / "modules.json").read_text())[0]["path"] == inner
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model = library.SentenceTransformer(str(folder), device="cpu")
+        model = SentenceTransformer(str(folder), device="cpu")
     told = capfd.readouterr()
     assert "REPORT" not in told.err + told.out and "arning" not in told.err + told.out
     assert model.max_seq_length == WINDOW["max_length"]

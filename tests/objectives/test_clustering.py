@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from lightly import loss as lightly
 from simulated import check_ranks_are_one
 
 from triptych.encoders.native import make
@@ -42,7 +43,7 @@ def step(objective, views, number: int):
 
 def check_swav_is_lightly_s(module=clustering):
     """With a queue that has just been filled: loss and gradient of all parameters."""
-    lightly = pytest.importorskip("lightly.loss").SwaVLoss(0.1)
+    criterion = lightly.SwaVLoss(0.1)
     ours = swav(module, queue=12, queue_from=0.0)
     for number in (0, 1):
         step(ours, batch(ours, 6 * number), number)
@@ -52,7 +53,7 @@ def check_swav_is_lightly_s(module=clustering):
         for z in other.projector(torch.stack([other.backbone(view) for view in views]))
     ]
     queue = torch.nn.functional.cosine_similarity(other.queue.values[:, :, None], other.prototypes.weight, dim=-1)
-    expected = lightly(scores[:2], scores[2:], list(queue.unbind(1)))[0]
+    expected = criterion(scores[:2], scores[2:], list(queue.unbind(1)))[0]
     ours.before_step(Progress(2, STEPS, 6))
     loss = ours(views)["loss"]
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)

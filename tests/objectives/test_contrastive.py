@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lightly import loss as lightly
 from simulated import check_ranks_are_one
 
 from triptych.encoders.native import make
@@ -50,7 +51,7 @@ def test_it_is_algorithm_1(batch, temperature):
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_it_is_lightly_s_with_gradient(temperature):
-    loss = pytest.importorskip("lightly.loss").NTXentLoss(temperature=temperature)
+    loss = lightly.NTXentLoss(temperature=temperature)
     ours = [z.requires_grad_() for z in pair()]
     theirs = [z.detach().clone().requires_grad_() for z in ours]
     mine, other = nt_xent_loss(*ours, temperature), loss(*theirs)
@@ -152,7 +153,7 @@ def batch(objective, first: int = 0, samples: int = 6) -> list[View]:
 
 def check_moco_is_lightly_s_with_gradient(module=contrastive):
     """The loss of queries, their keys and a full queue."""
-    loss = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.2, memory_bank_size=(20, 8))
+    loss = lightly.NTXentLoss(temperature=0.2, memory_bank_size=(20, 8))
     random = torch.Generator().manual_seed(0)
     query, key, bank = (torch.randn(n, 8, generator=random) for n in (6, 6, 20))
     key, bank = (torch.nn.functional.normalize(x, dim=-1) for x in (key, bank))

@@ -5,6 +5,7 @@ import copy
 import pytest
 import support
 import torch
+from lightly import loss as lightly
 from simulated import check_ranks_are_one
 from torch.nn import functional as F
 
@@ -16,7 +17,6 @@ from triptych.modalities.view import stack
 from triptych.objectives import Crops, Head, Mask, Progress, dino, masking
 from triptych.objectives.prototypes import sinkhorn
 
-lightly = pytest.importorskip("lightly.loss")
 STEPS, COUNT = 10, 9
 
 

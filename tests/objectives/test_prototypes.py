@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from lightly.loss import swav_loss as lightly
 from simulated import on_ranks
 
 from triptych.objectives import prototypes
 from triptych.objectives.prototypes import Prototypes, sinkhorn, swapped_loss
-
-lightly = pytest.importorskip("lightly.loss.swav_loss")
 
 
 def logits(samples: int = 12, count: int = 7) -> torch.Tensor:
