@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from triptych.modalities import archives
 from triptych.modalities.exhibit import Exhibit, Seen
 from triptych.modalities.survey import Survey
 from triptych.modalities.view import View, ViewSpec
@@ -57,6 +58,8 @@ def bytes_or_path(cell: Any) -> Any:
         cell = recording(cell)
     if isinstance(cell, str) and cell.startswith("file://"):  # a name that is not UTF-8
         return os.fsdecode(unquote_to_bytes(cell.removeprefix("file://")))
+    if isinstance(cell, str) and archives.parted(cell):
+        return archives.content(cell)
     if isinstance(cell, str) and "://" in cell:
         import fsspec
 

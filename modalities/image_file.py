@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from triptych.modalities.archives import parted
 from triptych.modalities.base import BadSample, bytes_or_path
 from triptych.modalities.image_dicom import Pages, of_dicom
 from triptych.modalities.image_levels import Levels, Range, Raw, levels
@@ -73,7 +74,8 @@ def content(value: Any, most: int = -1) -> tuple[Any, str]:
         return Channels(value["channels"]), str(value["path"])
     found = bytes_or_path(value)
     if isinstance(found, bytes):
-        return found, str(value.get("path")) if isinstance(value, dict) else ""
+        name = str(value.get("path") if isinstance(value, dict) else value) if value is not found else ""
+        return found, (parted(name) or (name,))[0]
     if isinstance(found, (str, os.PathLike)):
         with open(found, "rb") as file:
             return file.read(most), str(found)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,10 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from triptych.modalities import Modality
+from triptych.modalities.archives import is_archive, members
 from triptych.training.errors import UserError
 
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
 TABLES |= {".csv": "csv", ".tsv": "csv"}
+CLASS = ".cls"  # of a WebDataset: a file beside a sample that holds the number of its class
+COMPRESSED = (".gz", ".bz2", ".xz")  # tables of text may be
 ARCHIVES = tuple(".zip .tar .tgz .gz .bz2 .xz .zst .7z .rar".split())
 DOCUMENTATION = re.compile(
     r"(read[-_ ]?me|licen[cs]es?|copying|notice|changelog|contributing|citation|authors|code_of_conduct|requirements"
@@ -27,7 +29,7 @@ SHARD = re.compile(r"(\w+(?:\.\w+)*)[-.]\d{5}-of-\d{5}\b")  # `unsupervised-0000
 
 
 class File(NamedTuple):
-    """`opens`: a path, or `zip://member::archive`. `name`: the same within the source, with `/`."""
+    """`opens`: a path, or the address of a member of an archive. `name`: the same within the source, with `/`."""
 
     opens: str
     name: str
@@ -38,6 +40,10 @@ class File(NamedTuple):
     @property
     def suffix(self) -> str:
         return os.path.splitext(self.name)[1].lower()
+
+    @property
+    def table(self) -> str | None:
+        return table_of(self.name)
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -58,6 +64,7 @@ class Source:
         files: names of the files of each split; none where a library knows them.
         read: reads a split's table.
         left: names of what is not used, by reason.
+        classes: addresses of what says the class of a sample, by the sample's, as shards of WebDataset have it.
         marks: names of files that mark segments of the others.
         notes: what else a user should know, a line each.
         encoding: of its files of text and tables, where the user says so.
@@ -69,6 +76,7 @@ class Source:
     files: dict[str, list[str]] = field(default_factory=dict)
     read: dict[str, Callable[[], Any]] = field(default_factory=dict)
     left: dict[str, list[str]] = field(default_factory=dict)
+    classes: dict[str, str] = field(default_factory=dict)
     marks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     encoding: str | None = None
@@ -95,14 +103,14 @@ def sort_out(source: Source, path: Path, modality: Modality) -> tuple[list[File]
     given = path.is_file()
     found = [File(str(path), path.name)] if given else list(walk(str(path), source.leave))
     samples, tables = [], []
-    archives = [file for file in found if file.suffix == ".zip"]
-    called = len(archives) > 1 and any(split_word(os.path.splitext(file.base)[0]) for file in archives)
+    packed = [file for file in found if is_archive(file.name)]
+    called = len(packed) > 1 and any(split_word(os.path.splitext(file.base)[0]) for file in packed)
     for file in found:
-        if file.suffix == ".zip":
+        if is_archive(file.name):
             samples += _members(source, file, modality, called)
         elif documentation(file.base) and not given:
             source.leave("documentation", file.name)
-        elif file.suffix in TABLES:
+        elif file.table:
             if os.path.getsize(file.opens):
                 tables.append(file)
             else:
@@ -119,12 +127,10 @@ def sort_out(source: Source, path: Path, modality: Modality) -> tuple[list[File]
 
 def _members(source: Source, archive: File, modality: Modality, called: bool) -> list[File]:
     """The files of samples in an archive, which counts as a folder where archives are `called` by splits."""
-    with zipfile.ZipFile(archive.opens) as opened:
-        inside = sorted(n for n in opened.namelist() if not n.endswith("/"))
-    made = []
-    for name in inside:
+    made, classes = [], {}
+    for name, address in members(archive.opens):
         folder = (*archive.folders, archive.base[:-4]) if called else archive.folders
-        file = File(f"zip://{name}::{archive.opens}", "/".join((*folder, name)))
+        file = File(address, "/".join((*folder, name)))
         place = f"{archive.name}/{name}"
         if hidden(name):
             source.leave("hidden", place)
@@ -132,11 +138,35 @@ def _members(source: Source, archive: File, modality: Modality, called: bool) ->
             source.leave("documentation", place)
         elif file.suffix in modality.suffixes:
             made.append(file)
-        elif file.suffix in TABLES or file.suffix in ARCHIVES:
+        elif file.suffix == CLASS:
+            classes[os.path.splitext(file.name)[0]] = file
+        elif file.table or file.suffix in ARCHIVES:
             source.leave("tables or archives within an archive; extract it", place)
         else:
             source.leave("other files", place)
+    for file in made:
+        if beside := classes.get(os.path.splitext(file.name)[0]):
+            source.classes[file.opens] = beside.opens
     return made
+
+
+def table_of(name: str) -> str | None:
+    """The reader of `datasets` for a table of that name; None if it is none."""
+    kind = TABLES.get(os.path.splitext(uncompressed(name))[1])
+    return kind if kind in ("json", "csv") or uncompressed(name) == name.lower() else None
+
+
+def uncompressed(name: str) -> str:
+    """A file's name in small letters, as it is once a compressed one is unpacked."""
+    stem, suffix = os.path.splitext(name.lower())
+    return stem if suffix in COMPRESSED else name.lower()
+
+
+def opened(path: str):
+    """A file's bytes to read, and those of a compressed one uncompressed."""
+    import fsspec
+
+    return fsspec.open(path, "rb", compression="infer").open()
 
 
 def walk(folder: str, leave: Callable[..., None], within: str = "", above: tuple[str, ...] = ()) -> Iterator[File]:

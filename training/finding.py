@@ -7,7 +7,6 @@ reason.
 """
 
 import os
-import zipfile
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -18,13 +17,13 @@ from unicodedata import normalize
 import numpy as np
 
 from triptych.modalities import MODALITIES, Modality
+from triptych.modalities.archives import ERRORS, content, parted
 from triptych.modalities.base import bytes_or_path
 from triptych.training.builtin import NAMES, builtin
 from triptych.training.documents import NOT_TEXT, not_text, read_documents
 from triptych.training.errors import UserError, nearest, one_line
 from triptych.training.files import (
     ARCHIVES,
-    TABLES,
     File,
     Source,
     by_split,
@@ -108,7 +107,7 @@ def _find(data: Data, modality: Modality) -> Source:
             return _local(path, data, modality)
         else:
             return _whole(_hub(data), data)
-    except (OSError, zipfile.BadZipFile) as error:
+    except ERRORS as error:
         raise UserError(f"data {name}: cannot be read: {one_line(error)}") from error
     if data.subset or data.revision:
         raise UserError(f"data {name} is built in: it has no data.subset and no data.revision; leave them out")
@@ -162,7 +161,7 @@ def _local(path: Path, data: Data, modality: Modality) -> Source:
     if tables and not samples:
         if data.document:
             raise NoUse(data, "document", "the samples of a table are its rows")
-        if data.encoding and all(TABLES[table.suffix] in TYPED for table in tables):
+        if data.encoding and all(table.table in TYPED for table in tables):
             raise NoUse(data, "encoding", "parquet and arrow have their own")
         return _tables(source, tables)
     if tables and holds_lines(modality):
@@ -248,11 +247,14 @@ def _files(
     inner = {file: folders[top:] for file, folders in inner.items()}
     if extra is None:
         extra, columns = metadata_of(source, samples, about)
+        if source.classes:
+            columns = [*columns, *({"label"} - set(columns))]
         if data.metadata and not extra:
             raise NoUse(data, "metadata", f"none of its columns names files of {source.name}")
     unit = "file" if not lines or any(inner.values()) or extra else "line"
     asked, unit = data.document is not None, data.document or unit
     plain_lines = unit == "line" and not any(inner.values()) and not extra and data.group is None
+    plain_lines = plain_lines and not any(parted(f.opens) for f in samples)  # `datasets` opens files
     groups = by_split(source, source.name, samples, containers=unit != "file")
     classes = _classes(source, groups, inner, columns)
     for split, files in groups.items():
@@ -265,7 +267,9 @@ def _files(
                 source.notes.append(
                     f"{split}: {len(bare):,} files have no class of train's, and no label ({some(bare)})"
                 )
-            rows = [extra.get(f.name, {}) for f in files] if extra else None
+            rows = (
+                [extra.get(f.name, {}) | _class_beside(source, f) for f in files] if extra or source.classes else None
+            )
             read = partial(_sampled, source, files, labels, list(classes), rows, columns, unit, modality)
         source.add(split, names(files), read)
     if lines:
@@ -273,6 +277,19 @@ def _files(
         other = f" ({len(samples):,} files; if each is a document, --data.document file)"
         source.notes.append(f"a {unit} is a sample{other if unit == 'line' and len(samples) > 1 and not asked else ''}")
     return source
+
+
+def _class_beside(source: Source, file: File) -> dict[str, int]:
+    """The label that a shard of a WebDataset has beside a sample."""
+    if file.opens not in source.classes:
+        return {}
+    said = content(source.classes[file.opens])
+    try:
+        return {"label": int(said)}
+    except ValueError:
+        raise UserError(
+            f"data {source.name}: {parted(source.classes[file.opens])[0]} holds {said[:20]!r}, no number of a class"
+        ) from None
 
 
 def _of_text(source: Source, files: list[File], most: int = 2**20) -> list[File]:
@@ -359,7 +376,7 @@ def _opened(path: str) -> str:
 
 
 def _tables(source: Source, tables: list[File]) -> Source:
-    kinds = sorted({TABLES[t.suffix] for t in tables})
+    kinds = sorted({t.table for t in tables})
     if len(kinds) > 1:
         raise UserError(
             f"data {source.name}: tables of several kinds ({', '.join(kinds)}: {some(names(tables))}); name one file, "
@@ -378,5 +395,5 @@ def head_of(cell: dict[str, Any], most: int = 2**20) -> bytes:
             return b"%d " % len(found) + found[:most]
         with open(found, "rb") as file:
             return b"%d " % os.fstat(file.fileno()).st_size + file.read(most)
-    except (OSError, KeyError, zipfile.BadZipFile):
+    except ERRORS:
         return b""

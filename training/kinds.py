@@ -6,14 +6,14 @@ It is asked while arguments are parsed, where the options that there are depend 
 import csv
 import json
 import os
-import zipfile
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
 from triptych.modalities import MODALITIES
+from triptych.modalities.archives import ERRORS, is_archive, members
 from triptych.training.builtin import MODALITY
-from triptych.training.files import TABLES, documentation_name, walk
+from triptych.training.files import documentation_name, opened, table_of, walk
 
 HEAD = 2**16  # bytes of a table of lines that are looked at
 FILES = 20_000  # of a large folder these are enough
@@ -31,7 +31,7 @@ def modality_in(name: str) -> tuple[str, str] | None:
             found = _of_saved(path) or _of_files(_below(path))
         else:
             return None
-    except (OSError, ValueError, csv.Error, zipfile.BadZipFile):  # said when it is read
+    except (*ERRORS, ValueError, csv.Error):  # said when it is read
         return None
     return found
 
@@ -47,12 +47,11 @@ def _of_files(paths: list[str]) -> tuple[str, str] | None:
     tables = []
     for path in paths:
         inside = [path]
-        if path.lower().endswith(".zip"):
-            with zipfile.ZipFile(path) as archive:
-                inside = archive.namelist()[:FILES]
+        if is_archive(path):
+            inside = [name for name, _ in members(path)[:FILES]]
         for name in inside:
             suffix = os.path.splitext(name)[1].lower()
-            if suffix in TABLES:
+            if table_of(name):
                 tables.append(name)
             for modality, cls in MODALITIES.items():
                 if suffix in cls.suffixes:
@@ -93,7 +92,7 @@ def _of_features(features: dict) -> tuple[str, str] | None:
 
 def _typed(path: str) -> tuple[str, str] | None:
     """Of a parquet or arrow file: by what `datasets` left in its head, else by its columns."""
-    kind = TABLES[os.path.splitext(path)[1].lower()]
+    kind = table_of(path)
     if kind not in ("parquet", "arrow"):
         return None
     import pyarrow as pa
@@ -122,7 +121,7 @@ def _typed(path: str) -> tuple[str, str] | None:
 
 def _rows(head: str, path: str) -> tuple[list[list[str]], float]:
     """Cells of the rows of a csv, or words of the objects of a JSON, and which share of them names files, if any do."""
-    if TABLES[os.path.splitext(path)[1].lower()] == "json":
+    if table_of(path) == "json":
         return [part.split('"') for part in head.split("{")[1:]], 0.2  # objects are within others
     first, *lines = head.splitlines() or [""]
     return list(csv.reader(lines, delimiter=max("\t;|,", key=first.count))), 0.5
@@ -130,7 +129,7 @@ def _rows(head: str, path: str) -> tuple[list[list[str]], float]:
 
 def _lines(path: str) -> tuple[str, str] | None:
     """Of a csv or JSON: it names files of a modality, or holds its samples as words."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(HEAD).decode("utf-8", "replace").lower()
     rows, least = _rows(head, path)
     for modality, cls in MODALITIES.items():

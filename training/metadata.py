@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from triptych.training.errors import UserError
-from triptych.training.files import TABLES, File, Source, called_alone, numbered, some
+from triptych.training.files import TABLES, File, Source, called_alone, numbered, some, table_of
 from triptych.training.tables import holds_numbers, holds_text, posix, read_files
 
 
 def table_about(name: str) -> File:
     """A table about files, which may lie anywhere."""
     path = Path(os.path.expanduser(name))
-    if not path.is_file() or path.suffix.lower() not in TABLES:
+    if not path.is_file() or table_of(path.name) is None:
         raise UserError(f"data.metadata {name}: no such table ({', '.join(TABLES)})")
     return File(str(path), path.name)
 
@@ -24,7 +24,7 @@ def metadata_of(source: Source, samples: list[File], about: list[File]) -> tuple
     columns: list[str] = []
     known = {file.name for file in samples}
     for table in about:
-        read = read_files(source, TABLES[table.suffix], [table])
+        read = read_files(source, table.table, [table])
         folder = "/".join((*table.folders, ""))
         here = {name for name in known if name.startswith(folder)}
         strings = [c for c, f in read.features.items() if holds_text(f)]

@@ -10,7 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 from triptych.modalities.base import segment
-from triptych.training.files import TABLES, File, Source, called_alone, numbered, some
+from triptych.training.files import File, Source, called_alone, numbered, some
 from triptych.training.tables import holds_numbers, holds_text, plain, posix, read_files, say
 
 SECONDS = r"[ _]?(time)?[ _]?(\(?s(ec|econds)?\)?)?"
@@ -47,7 +47,7 @@ def times_of(columns: list[str]) -> tuple[str, str] | None:
 def marking(source: Source, samples: list[File], tables: list[File]) -> list[File]:
     """The files that mark segments: csv tables of recordings and times, and text files that are called as they are."""
     stems = _stems(samples)
-    found = [table for table in tables if TABLES[table.suffix] == "csv" and _marks_some(table, stems)]
+    found = [table for table in tables if table.table == "csv" and _marks_some(table, stems)]
     for name in source.left.get(OTHER, []):
         track = File(os.path.join(source.root or "", name), name)
         recording = _recording_of(track, stems)
@@ -104,7 +104,7 @@ def cut_out(table, column: str, times: tuple[str, str], source: Source):
 def _marks(source: Source, file: File, known: set[str], stems: dict[str, str]) -> list[Mark]:
     if file.suffix == ".txt":
         return _track(file, _recording_of(file, stems), stems)
-    read = read_files(source, TABLES[file.suffix], [file])
+    read = read_files(source, file.table, [file])
     start, end = times_of(read.column_names)
     places = {c: _places(read[c][:], file, known) for c, f in read.features.items() if holds_text(f)}
     if not any(place for several in places.values() for place in several):  # `0007` was read as 7

@@ -1,9 +1,12 @@
 """Tables of separated values: what a csv or tsv must be read with, by its first bytes, and by its quotes."""
 
 import csv
+import io
 import re
 from itertools import islice, zip_longest
 from typing import Any
+
+from triptych.training.files import opened, uncompressed
 
 LINES = 1_000_000  # of a file whose quotes are looked at
 LONGEST = 2**31 - 1  # characters of a cell
@@ -14,7 +17,7 @@ def separation(path: str, head: str, encoding: str) -> tuple[dict[str, Any], lis
     made, notes = {}, []
     first = head.lstrip("\ufeff").split("\n", 1)[0]
     separators = [s for s in "\t;|" if s in first and "," not in first]
-    if path.lower().endswith(".tsv"):
+    if uncompressed(path).endswith(".tsv"):
         made["sep"] = "\t"
         if quotes_are_text(path):
             made["quoting"] = csv.QUOTE_NONE
@@ -68,7 +71,7 @@ def quotes_are_text(path: str) -> bool:
     For pandas the cell, and the rows below it, would go on to the next quote.
     """
     tabs, open_quote = set(), False
-    with open(path, "rb") as file:
+    with opened(path) as file:
         for line in file:
             cells = line.rstrip(b"\r\n").split(b"\t")
             tabs.add(len(cells))
@@ -82,7 +85,7 @@ def open_quote(path: str, encoding: str, separator: str) -> int | None:
     """The line from which on a quoted cell goes over several lines, and ends before its cell does; None without one."""
     before, limit = 0, csv.field_size_limit(LONGEST)
     try:
-        with open(path, encoding=encoding, errors="replace", newline="") as file:
+        with io.TextIOWrapper(opened(path), encoding, "replace", "") as file:
             rows = csv.reader(islice(file, LINES), delimiter=separator, strict=True)
             while True:
                 try:

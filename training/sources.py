@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from triptych.modalities import BadSample, Modality
+from triptych.modalities.archives import parted
 from triptych.modalities.base import recording
 from triptych.training.channels import check_count, columns_of, stacked
 from triptych.training.errors import UserError, one_line
@@ -262,11 +263,11 @@ def fingerprint(rows: Rows) -> str:
 
 
 def relative(path: str, root: str | None) -> str:
-    """A path, `zip://member::archive` or `file://` address as it is called within the source."""
+    """A path, or the address of a member of an archive or of a file, as it is called within the source."""
     if root is None:
         return path
-    if path.startswith("zip://"):
-        member, archive = path.rsplit("::", 1)
+    if found := parted(path):
+        member, archive = found
         return f"{member}::{relative(archive, root)}"
     folder = root.rstrip("/") + "/"
     return path.removeprefix(folder).removeprefix(Path(os.path.abspath(root)).as_uri() + "/")

@@ -8,7 +8,7 @@ from typing import Any
 from triptych.modalities import MODALITIES, Modality
 from triptych.training.documents import WIDE
 from triptych.training.errors import UserError, nearest, one_line
-from triptych.training.files import TABLES, File, Source, some, walk
+from triptych.training.files import File, Source, opened, some, walk
 from triptych.training.separated import separation
 from triptych.training.settings import Data
 
@@ -86,7 +86,7 @@ def _culprit(source: Source, files: list[File], read, error: Exception) -> UserE
 def undecodable(path: str, most: int = 3) -> str | None:
     """Where a file is not UTF-8: `2 lines, such as 17, 305`; None where it is."""
     lines = []
-    with open(path, "rb") as file:
+    with opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -101,7 +101,7 @@ def _settings(source: Source, builder: str, path: str) -> tuple[tuple[str, Any],
     """What a reader must be told of a file: its encoding and its separator, by its first bytes."""
     if builder in TYPED:
         return ()
-    with open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(2**16)
     made: dict[str, Any] = {}
     if head[:2] in WIDE:
@@ -124,14 +124,14 @@ def say(source: Source, note: str) -> None:
 
 def holds(table: File, modality: Modality) -> bool:
     """Has it a column of the modality's type? Only tables whose columns have types can say."""
-    if TABLES[table.suffix] not in TYPED:
+    if table.table not in TYPED:
         return False
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
-        if TABLES[table.suffix] == "parquet":
+        if table.table == "parquet":
             schema = parquet.read_schema(table.opens)
         else:
             with pa.memory_map(table.opens) as file:
@@ -147,9 +147,9 @@ def holds(table: File, modality: Modality) -> bool:
 
 def points(table: File, samples: list[File]) -> bool:
     """Does the head of a table name some of the files?"""
-    if TABLES[table.suffix] in TYPED:
+    if table.table in TYPED:
         return False
-    with open(table.opens, "rb") as file:
+    with opened(table.opens) as file:
         head = file.read(2**16)
     return any(os.fsencode(sample.base) in head for sample in samples[:10_000])
 

@@ -1,9 +1,14 @@
 """Rows of every kind of source: files, splits, columns, labels, and what is left out."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import os
 import re
 import shutil
+import tarfile
 import unicodedata
 import zipfile
 from collections import Counter
@@ -15,8 +20,9 @@ import support
 
 from triptych.modalities import Audio, BadSample, Image, Text
 from triptych.training.errors import UserError
+from triptych.training.kinds import modality_in
 from triptych.training.settings import Data
-from triptych.training.sources import fingerprint, like, load, split_called, splits_of
+from triptych.training.sources import fingerprint, like, load, relative, split_called, splits_of
 
 
 @pytest.fixture(scope="module")
@@ -599,10 +605,71 @@ def test_archives_hold_splits_and_texts(tmp_path, capsys):
         archive.writestr("b/2.txt", "two")
     rows = load(Data(name=str(tmp_path / "texts.zip")), Text())
     assert rows.table["text"][:] == ["one\nmore", "two"] and classes(rows) == ["a", "b"]
+    with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:  # lines, where there are no folders
+        archive.writestr("1.txt", "one\nmore")
+        archive.writestr("2.txt", "two")
+    assert load(Data(name=str(tmp_path / "texts.zip")), Text()).table["text"][:] == ["one", "more", "two"]
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.zip").write_bytes(b"PK")
     with pytest.raises(UserError, match="a.zip"):
         load(Data(name=str(tmp_path / "broken")), Image(8, 4))
+
+
+def shard(path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def test_shards_of_a_web_dataset(tmp_path, capsys):
+    """A sample is the files of one name; those of a class are its label. Shards may repeat the names of others."""
+    pictures = [support.picture(np.random.default_rng(i)) for i in range(6)]
+    for part, numbers in (("train-0000", (0, 1)), ("train-0001", (2, 3)), ("test-0000", (4, 5))):
+        files = {f"{i % 2:05d}.png": pictures[i] for i in numbers}
+        files |= {f"{i % 2:05d}.cls": b"%d" % (2 * i) for i in numbers} | {"00000.json": b"{}"}
+        shard(tmp_path / f"{part}.tar", files)
+    rows, said = read(tmp_path, Image(8, 4), capsys)
+    assert rows.labels().tolist() == [0, 2, 4, 6] and "labels 'label'; other splits: test" in said
+    assert [row["image"]["path"].split("/", 3)[3].split("::")[0] for row in rows.table] == [
+        "00000.png",
+        "00001.png",
+    ] * 2
+    wanted = [np.asarray(rows.modality.read({"bytes": p, "path": None})).tobytes() for p in pictures[:4]]
+    assert pixels(rows) == wanted
+    assert "3 tables or archives within an archive; extract it (test-0000.tar/00000.json" in said
+    assert relative(rows.table[0]["image"]["path"], str(tmp_path)) == "00000.png::train-0000.tar"
+    shard(tmp_path / "test-0000.tar", {"1.png": pictures[0], "1.cls": b"cat"})
+    with pytest.raises(UserError, match="1.cls holds b'cat', no number of a class"):
+        load(Data(name=str(tmp_path), split="test"), Image(8, 4))
+    shard(tmp_path / "plain.tar", {f"{'ab'[i % 2]}/{i}.png": p for i, p in enumerate(pictures)})
+    rows = load(Data(name=str(tmp_path / "plain.tar")), Image(8, 4))
+    assert classes(rows) == ["a", "a", "a", "b", "b", "b"]
+    assert modality_in(str(tmp_path)) == ("image", "11 files such as .png")
+
+
+@pytest.mark.parametrize("compress", [gzip, bz2, lzma])
+def test_tables_of_text_may_be_compressed(compress, tmp_path, capsys):
+    suffix = {gzip: "gz", bz2: "bz2", lzma: "xz"}[compress]
+    for split in ("train", "test"):
+        with compress.open(tmp_path / f"c4-{split}.00000-of-00001.json.{suffix}", "wt") as file:
+            file.write(lines(3, split))
+    rows, said = read(tmp_path, Text(), capsys)
+    assert rows.table["text"][:] == [f"train number {i}" for i in range(3)] and "other splits: test" in said
+    assert modality_in(str(tmp_path))[0] == "text"
+    with compress.open(tmp_path / f"a.csv.{suffix}", "wb") as file:
+        file.write('text;label\ncaf\u00e9;1\n"x;y";0\n'.encode("latin-1"))
+    rows, said = read(tmp_path / f"a.csv.{suffix}", Text(), capsys, encoding="latin-1")
+    assert rows.table["text"][:] == ["caf\u00e9", "x;y"] and rows.labels().tolist() == [1, 0]
+    with compress.open(tmp_path / f"a.tsv.{suffix}", "wt") as file:
+        file.write('text\tlabel\n"so\t1\nit goes"\t0\n')
+    rows, said = read(tmp_path / f"a.tsv.{suffix}", Text(), capsys)
+    assert rows.table["text"][:] == ['"so', 'it goes"'] and "its quotes are text" in said
+    with compress.open(tmp_path / f"pictures.parquet.{suffix}", "wb") as file:
+        file.write(b"PAR1")
+    with pytest.raises(UserError, match="extract its archives"):
+        load(Data(name=str(tmp_path / f"pictures.parquet.{suffix}")), Text())
 
 
 def test_subsets_of_a_clone(tmp_path, capsys):
