@@ -1,13 +1,15 @@
 """Seven objectives beside lightly's losses, heads and transforms: the probe on cifar10, and seconds.
 
-    python benchmarks/beside_lightly.py path/to/data --work runs/lightly [--only simclr] [--samples 40000] [--threads 1]
+    python benchmarks/beside_lightly.py path/to/data [--work runs/lightly] [--only simclr] [--samples 40000]
+    python benchmarks/beside_lightly.py --docs        # write the table of docs/benchmarks.md, and run nothing
 
 `path/to/data` holds the folder cifar10. Both sides train the native `ViTModel` of configs/image_NAME.yaml, ours through
 `train.py`'s own loop, lightly's through a plain one, as its examples are written: the same encoder from the same seed,
 the same pictures in the same order, batch, optimizer, schedule and clipping, one worker each, and the head's widths,
 temperature, crops and half-life of our recipe. What differs is each one's own: augmentations (ours are made on the
 batch, lightly's by picture), heads and losses. Encoders are read back and judged by the same linear probe. A line a run
-goes to `lightly.jsonl` in the folder of `--work`; what is there is not run again. Times want a quiet machine.
+goes to `benchmarks/lightly.jsonl`; what is there is not run again. Seconds want a quiet machine; CPU seconds, of all
+processes, do not.
 """
 
 import argparse
@@ -18,7 +20,11 @@ import statistics
 import time
 from pathlib import Path
 
-from cells import config_of, cpu_seconds, fitted, probed, rows_of
+from cells import ROOT, config_of, cpu_seconds, fitted, probed, rows_of
+from pages import between
+
+LINES = ROOT / "benchmarks" / "lightly.jsonl"
+BEGIN, END = "<!-- made by benchmarks/beside_lightly.py --docs -->", "<!-- end of beside_lightly.py -->"
 
 SEEDS = {"simclr": (0, 1, 2), "vicreg": (0, 1, 2), "moco": (0,), "dino": (0,), "swav": (0,), "barlow_twins": (0,)}
 SEEDS |= {"byol": (0,)}
@@ -26,18 +32,23 @@ SEEDS |= {"byol": (0,)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--work", type=Path, default=Path("runs/lightly"))
     parser.add_argument("--only", choices=SEEDS, nargs="+", default=list(SEEDS))
     parser.add_argument("--samples", type=int, default=40_000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--to", type=Path, default=LINES, help="file of the lines")
+    parser.add_argument("--docs", action="store_true", help="write the table of docs/benchmarks.md, and run nothing")
     arguments = parser.parse_args()
+    file, page = arguments.to, ROOT / "docs" / "benchmarks.md"
+    if arguments.docs:
+        page.write_text(with_table(page.read_text()))
+        return
     arguments.work.mkdir(parents=True, exist_ok=True)
-    file = arguments.work / "lightly.jsonl"
     import torch
 
     torch.set_num_threads(arguments.threads)
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = read(file)
     for name in arguments.only:
         for seed in SEEDS[name]:
             for who, train in (("ours", ours), ("lightly", theirs)):
@@ -54,6 +65,10 @@ def main() -> None:
                     out.write(json.dumps(lines[-1]) + "\n")
                 print(json.dumps(lines[-1]), flush=True)
     print(table(lines))
+
+
+def read(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def configured(name: str, seed: int, arguments):
@@ -299,19 +314,26 @@ def table(lines: list[dict]) -> str:
     def best(line) -> float:
         return max(statistics.mean(values) for values in line["probe"].values())
 
+    def each(line, cost: str) -> float:
+        return 10_000 * line[cost] / line["samples"]
+
     rows = [
-        "| objective | probe, ours | probe, lightly | s for 10,000 samples, ours | lightly |",
-        "|---|---|---|---|---|",
+        "| objective | probe, ours | lightly | CPU s for 10,000 samples, ours | lightly | s, ours | lightly |",
+        "|---" * 7 + "|",
     ]
     for name in SEEDS:
         cells = []
-        for figure in (best, lambda line: 10_000 * line["seconds"] / line["samples"]):
+        for figure in (best, lambda line: each(line, "cpu_seconds"), lambda line: each(line, "seconds")):
             for who in ("ours", "lightly"):
                 found = [figure(line) for line in lines if (line["objective"], line["who"]) == (name, who)]
                 spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
                 cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "–")
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def with_table(page: str) -> str:
+    return between(page, BEGIN, END, table(read(LINES)))
 
 
 if __name__ == "__main__":

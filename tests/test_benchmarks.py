@@ -42,6 +42,7 @@ def test_another_setting_is_another_cell_and_a_new_option_is_not(monkeypatch):
 def test_the_table_of_the_page_is_that_of_the_lines():
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     assert cells_page.BEGIN in page and page == cells_page.with_table(page), "python benchmarks/cells.py --docs"
+    assert beside_lightly.BEGIN in page and page == beside_lightly.with_table(page), "beside_lightly.py --docs"
     assert continue_page.BEGIN in page and page == continue_page.with_tables(page), "benchmarks/continue.py --docs"
     page = choice.PAGE.read_text()
     assert page == choice.placed(page, "learns", choice.table(choice.lines())), "python benchmarks/choice.py --docs"

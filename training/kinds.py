@@ -46,6 +46,8 @@ def _of_files(paths: list[str]) -> tuple[str, str] | None:
     kinds: Counter[str] = Counter()
     tables = []
     for path in paths:
+        if counts.total() > FILES:  # of shards there may be thousands
+            break
         inside = [path]
         if is_archive(path):
             inside = [name for name, _ in members(path)[:FILES]]
