@@ -23,6 +23,7 @@ from pathlib import Path
 from cells import ROOT, config_of, cpu_seconds, fitted, probed, rows_of
 from pages import between
 
+BATCH = 64
 LINES = ROOT / "benchmarks" / "lightly.jsonl"
 BEGIN, END = "<!-- made by benchmarks/beside_lightly.py --docs -->", "<!-- end of beside_lightly.py -->"
 
@@ -74,7 +75,7 @@ def read(file: Path) -> list[dict]:
 def configured(name: str, seed: int, arguments):
     config = config_of(f"image_{name}", "image", arguments.data, arguments.work / f"{name}_{seed}")
     config.run.seed, config.run.report = seed, False
-    config.run.max_steps = arguments.samples // config.run.per_device_train_batch_size
+    config.run.per_device_train_batch_size, config.run.max_steps = BATCH, arguments.samples // BATCH
     return config
 
 
