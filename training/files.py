@@ -152,8 +152,11 @@ def _members(source: Source, archive: File, modality: Modality, called: bool) ->
 
 def table_of(name: str) -> str | None:
     """The reader of `datasets` for a table of that name; None if it is none."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in COMPRESSED:
+        return TABLES.get(suffix)
     kind = TABLES.get(os.path.splitext(uncompressed(name))[1])
-    return kind if kind in ("json", "csv") or uncompressed(name) == name.lower() else None
+    return kind if kind in ("json", "csv") else None
 
 
 def uncompressed(name: str) -> str:
