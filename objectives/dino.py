@@ -86,7 +86,8 @@ class DINO(Objective):
         self.compares = targets == "sinkhorn" or head.norm == "batch" or koleo > 0
         # One for samples, and one for pieces where they are predicted (DINOv2 has two, too).
         widths = [backbone.pooled_width] + [backbone.width] * (ibot > 0)
-        heads = (nn.Sequential(projector(width, head), Prototypes(head.out, prototypes)) for width in widths)
+        std = head.out**-0.5  # prototypes are about as long as the paper's, so that they turn as fast
+        heads = (nn.Sequential(projector(width, head), Prototypes(head.out, prototypes, std)) for width in widths)
         self.heads = nn.ModuleList(heads)
         self.teacher = Teacher(backbone, self.heads, half_life=half_life)
         self.register_buffer("sharpness", torch.full((), teacher_temperature[0]))

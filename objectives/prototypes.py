@@ -13,17 +13,18 @@ class Prototypes(nn.Module):
     """Cosines of vectors and prototypes, in float32.
 
     The weight is normalised in the forward and never written back, which ZeRO would lose. So its length means nothing,
-    and it is not decayed. While `moves` is 0 it gets a gradient of zeros, under every ZeRO stage.
+    and it is not decayed. Adam turns a long one slowly, though: `std` is the deviation of its numbers at first. While
+    `moves` is 0 it gets a gradient of zeros, under every ZeRO stage.
     """
 
     no_decay = ("weight",)
     moves: Float[Tensor, ""]
 
-    def __init__(self, width: int, count: int):
+    def __init__(self, width: int, count: int, std: float = 1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(count, width))
         self.register_buffer("moves", torch.ones(()))
-        nn.init.normal_(self.weight)
+        nn.init.normal_(self.weight, std=std)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
         with torch.autocast(x.device.type, enabled=False):
