@@ -114,7 +114,9 @@ def test_a_stop_before_the_first_step_says_that_nothing_was_saved(data, tmp_path
     os.kill(started.pid, signal.SIGINT)
     said, _ = started.communicate(timeout=120)
     assert started.returncode == 130 and "starts anew: nothing was saved yet" in said, said
-    assert not (tmp_path / "run").exists() or "saved at step" in said
+    # Gone, but for a signal that came after the settings were written: on a busy machine it may.
+    left = {file.name for file in (tmp_path / "run").glob("*")}
+    assert not (tmp_path / "run").exists() or "config.yaml" in left and not any("checkpoint" in name for name in left)
 
 
 def test_a_checkpoint_by_time(data, tmp_path):
