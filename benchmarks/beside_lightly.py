@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from cells import ROOT, config_of, cpu_seconds, fitted, probed, rows_of
-from pages import between
+from pages import between, lines_of
 
 BATCH = 64
 LINES = ROOT / "benchmarks" / "lightly.jsonl"
@@ -49,7 +49,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    lines = read(file)
+    lines = lines_of(file)
     for name in arguments.only:
         for seed in SEEDS[name]:
             for who, train in (("ours", ours), ("lightly", theirs)):
@@ -66,10 +66,6 @@ def main() -> None:
                     out.write(json.dumps(lines[-1]) + "\n")
                 print(json.dumps(lines[-1]), flush=True)
     print(table(lines))
-
-
-def read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def configured(name: str, seed: int, arguments):
@@ -334,7 +330,7 @@ def table(lines: list[dict]) -> str:
 
 
 def with_table(page: str) -> str:
-    return between(page, BEGIN, END, table(read(LINES)))
+    return between(page, BEGIN, END, table(lines_of(LINES)))
 
 
 if __name__ == "__main__":

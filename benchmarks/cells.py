@@ -20,6 +20,8 @@ import os
 import time
 from pathlib import Path
 
+from pages import lines_of
+
 ROOT = Path(__file__).resolve().parents[1]
 LINES = ROOT / "benchmarks" / "cells.jsonl"
 BY_TUNING = ("mae", "masked", "data2vec", "position", "codes")
@@ -108,8 +110,7 @@ def objective_of(name: str) -> str:
 
 def lines(file: Path = LINES) -> dict[str, dict]:
     """Finished cells by name."""
-    found = file.read_text().splitlines() if file.exists() else []
-    return {line["cell"]: line for line in map(json.loads, found)}
+    return {line["cell"]: line for line in lines_of(file)}
 
 
 def samples_of(name: str) -> int:

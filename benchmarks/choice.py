@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from cells import split_by_speaker
-from pages import between
+from pages import between, lines_of
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES, PAGE = ROOT / "benchmarks" / "choice.jsonl", ROOT / "docs" / "sizes.md"
@@ -69,8 +69,7 @@ def main() -> None:
 
 
 def lines() -> dict[str, dict]:
-    found = LINES.read_text().splitlines() if LINES.exists() else []
-    return {line["set"]: line for line in map(json.loads, found)}
+    return {line["set"]: line for line in lines_of(LINES)}
 
 
 def place(name: str, data: Path, work: Path) -> Path:

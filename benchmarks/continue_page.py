@@ -1,9 +1,8 @@
 """The tables of docs/benchmarks.md from the lines of `continue.py`: the shipped recipes, and all that was tried."""
 
-import json
 from pathlib import Path
 
-from pages import between
+from pages import between, lines_of
 
 ROOT = Path(__file__).parents[1]
 LINES = ROOT / "benchmarks" / "continue.jsonl"
@@ -13,7 +12,7 @@ Line = dict
 
 
 def lines(file: Path = LINES) -> list[Line]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return lines_of(file)
 
 
 def gain_of(line: Line) -> str:

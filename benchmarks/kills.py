@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from jsonargparse import auto_cli
+from pages import lines_of
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -97,7 +98,7 @@ def kills(folder: Path, count: int) -> list[dict]:
             start(run, ranks, command(run / "run", data, ranks)).results()
             seconds[ranks] = time.monotonic() - began
         undisturbed[ranks] = outcome(run / "run")
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = lines_of(file)
     for number in range(len(done), count):
         done.append(kill(folder / "killed", data, number, undisturbed, seconds))
         with open(file, "a") as opened:

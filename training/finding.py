@@ -254,7 +254,7 @@ def _files(
     unit = "file" if not lines or any(inner.values()) or extra else "line"
     asked, unit = data.document is not None, data.document or unit
     plain_lines = unit == "line" and not any(inner.values()) and not extra and data.group is None
-    plain_lines = plain_lines and not any(parted(f.opens) for f in samples)  # `datasets` opens files
+    plain_lines &= not any(parted(f.opens) for f in samples)  # `datasets` opens files, no members of archives
     groups = by_split(source, source.name, samples, containers=unit != "file")
     classes = _classes(source, groups, inner, columns)
     for split, files in groups.items():
@@ -267,10 +267,7 @@ def _files(
                 source.notes.append(
                     f"{split}: {len(bare):,} files have no class of train's, and no label ({some(bare)})"
                 )
-            rows = (
-                [extra.get(f.name, {}) | _class_beside(source, f) for f in files] if extra or source.classes else None
-            )
-            read = partial(_sampled, source, files, labels, list(classes), rows, columns, unit, modality)
+            read = partial(_sampled, source, files, labels, list(classes), extra, columns, unit, modality)
         source.add(split, names(files), read)
     if lines:
         source.column = "text"
@@ -333,11 +330,12 @@ def _classes(source: Source, groups: dict[str, list[File]], inner, columns: list
 
 
 def _sampled(
-    source: Source, files: list[File], labels, classes, rows, columns: list[str], unit: str, modality: Modality
+    source: Source, files: list[File], labels, classes, extra, columns: list[str], unit: str, modality: Modality
 ):
     """A table of files, or of their lines or paragraphs, one a row, with its file's label and columns of metadata."""
     import datasets
 
+    rows = [extra.get(f.name, {}) | _class_beside(source, f) for f in files] if columns else []
     features, name = {}, name_of_modality(modality)
     if holds_lines(modality):
         made = read_documents(files, unit, source.encoding)
