@@ -68,6 +68,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike, data: Any = No
             print_once(f"init_from {config.run.init_from}: {start}")
             if note:
                 print_once(f"init_from, changed: {note}")
+            config.run.init_from = starts.stored(config.run.init_from)
         else:
             config, survey = choice.decide(config, data, team)
         modality = config.build_modality()

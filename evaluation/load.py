@@ -77,7 +77,7 @@ def opened(source: str | Path, weights: str = "student", revision: str | None = 
         raise UserError(f"weights {weights}: {source} is no run, and has one encoder; leave it out")
     name = str(folder) if folder.exists() else str(source)
     try:
-        kind = modality_of(name)
+        kind = modality_of(name, revision)
         start = start_from(name, kind or next(iter(MODALITIES)), revision)
         settings = start.modality | start.own
         modality = build(MODALITIES[kind], {key: v for key, v in settings.items() if v is not None}, "modality.")

@@ -20,7 +20,7 @@ import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
 
 from triptych.encoders import EncoderSettings
-from triptych.encoders.native import DEFAULTS, FAMILIES, known
+from triptych.encoders.native import DEFAULTS, known, known_as
 from triptych.modalities import MODALITIES
 from triptych.modalities.domains import arguments
 from triptych.objectives import OBJECTIVES
@@ -143,8 +143,9 @@ def _recipe(given: dict[str, Any], argv: list[str]) -> dict[str, str]:
         return {}
     asked = peek(argv, "--modality.name") or given.get("modality", {}).get("name")
     folder = peek(argv, "--output_dir") or given.get("output_dir", "")
+    revision = peek(argv, "--init_revision") or given.get("init_revision")
     # A run that goes on does not need what it started from.
-    modality = asked or modality_of(str(home(source))) or modality_of(str(home(folder)))
+    modality = asked or modality_of(str(home(source)), revision) or modality_of(str(home(folder)))
     file = CONFIGS / f"continue_{modality}.yaml"
     if modality not in MODALITIES or not file.is_file():
         return {}
@@ -186,7 +187,7 @@ def _chosen(given: dict[str, Any], argv: list[str], alone: bool) -> dict[str, st
     return dict.fromkeys(made, "chosen")
 
 
-def modality_of(source: str) -> str | None:
+def modality_of(source: str, revision: str | None = None) -> str | None:
     """The modality of a published checkpoint or of a run of ours; None where it cannot be told from here."""
     run, published = Path(source) / "config.yaml", Path(source) / "config.json"
     if run.is_file():
@@ -199,10 +200,11 @@ def modality_of(source: str) -> str | None:
         else:
             from transformers import PreTrainedConfig
 
-            kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+            hub = {} if revision is None else {"revision": str(revision)}
+            kind = PreTrainedConfig.get_config_dict(source, **hub)[0].get("model_type")
     except (OSError, ValueError, AttributeError):  # said when it is opened
         return None
-    return FAMILIES[kind].modality if kind in FAMILIES else None
+    return None if (family := known_as(kind)) is None else family.modality
 
 
 def _known(key: str, known: set[str], usual: dict[str, Any], dashes: str = "") -> None:

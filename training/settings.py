@@ -194,6 +194,8 @@ class Run:
 
         if self.keep == "best" and self.probe_data is None:
             raise UserError("keep best: without labels nothing says which is best; give --probe_data")
+        if self.init_revision is not None and self.init_from is None:
+            raise UserError(f"init_revision {self.init_revision}: there is nothing that it is of; give --init_from")
         if self.preserve and self.init_from is None:
             raise UserError(f"preserve {self.preserve:g}: there is no start to keep to; give --init_from")
 
@@ -403,6 +405,7 @@ class Config:
             for part in path[:-1]:
                 into = into.setdefault(part, {})
             into[path[-1] if path else group], self.origin[key] = flat[key], origin
+        self.run.init_from = stored.get("init_from", self.run.init_from)
         if self.origin.get("probe_data") == "chosen":  # it is the data's own labels, which may have moved
             self.run.probe_data = self.data.name
 
@@ -525,5 +528,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before, now = (flatten({k: v for k, v in which.items() if k != "origin"}) for which in (old, new))
     if "origin" not in old:
         given |= before.keys()
+    for which in (before, now):  # as a run keeps the name of a folder (`starts.stored`)
+        which["init_from"] = str(which.get("init_from") or "").removeprefix("./") or None
     unsaid = plain(signatures(now["modality.name"], now["objective.name"]))
     return sorted(key for key in given - FREE if before.get(key, unsaid.get(key)) != now.get(key, unsaid.get(key)))

@@ -67,6 +67,8 @@ class RunStart:
 def find(source: str, modality: str, revision: str | None = None) -> Start | RunStart:
     """The start that `init_from` names."""
     folder = Path(source)
+    if revision is not None and folder.is_dir():
+        raise UserError(f"init_revision {revision}: {source} is a folder, which has no revisions; leave it out")
     if not (folder / "config.yaml").is_file():
         return start_from(source, modality, revision)
     if (found := checkpoint.whole(folder)) is None:
@@ -85,6 +87,11 @@ def find(source: str, modality: str, revision: str | None = None) -> Start | Run
         free=tuple(name for name, *_ in arguments(MODALITIES[modality])),
         brought=MODALITIES[modality].brought,
     )
+
+
+def stored(source: str) -> str:
+    """The start's name as a run keeps it: a folder's is a path, also when the folder is gone, and never a hub id."""
+    return f"./{source}" if os.path.isdir(source) and not source.startswith(("/", "~", ".")) else source
 
 
 KEPT = "start.safetensors"  # in the folder of a run that needs its start all along

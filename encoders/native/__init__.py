@@ -107,6 +107,11 @@ def teacher_for(path: str, modality: Modality, revision: str | None = None, size
     return backbone
 
 
+def known_as(kind: str | None) -> Family | None:
+    """The family that a published model of that `model_type` is started as; None if there is none."""
+    return next((f for f in FAMILIES.values() if kind == f.name or kind in f.wholes), None)
+
+
 def known(modality: str) -> str:
     """Names of a modality's families."""
     return ", ".join(name for name, family in FAMILIES.items() if family.modality == modality)
@@ -138,7 +143,7 @@ def start_from(path: str, modality: str, revision: str | None = None) -> Start:
     try:
         settings, _ = PreTrainedConfig.get_config_dict(path, **hub)
         kind = settings.get("model_type")
-        family = next((f for f in FAMILIES.values() if kind == f.name or kind in f.wholes), None)
+        family = known_as(kind)
         if family is not None:
             if family.modality != modality:
                 raise ValueError(f"init_from {path} is of modality {family.modality}, the run is of {modality}")
@@ -167,6 +172,7 @@ __all__ = [
     "family_of",
     "in_words",
     "known",
+    "known_as",
     "make",
     "start_from",
     "teacher_for",

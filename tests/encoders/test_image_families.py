@@ -31,6 +31,7 @@ from triptych.encoders import backbone as backbones
 from triptych.encoders import embeddings, encoder, positions
 from triptych.encoders.native import FAMILIES, Native, make, start_from
 from triptych.encoders.native import grid as grids
+from triptych.evaluation.load import opened
 from triptych.modalities import EVALUATION, Image
 from triptych.modalities.image_processor import resized_extent, settings_from
 from triptych.objectives import MAE, OBJECTIVES, Masked, SimCLR
@@ -452,5 +453,8 @@ def test_the_tower_of_a_whole_siglip(tmp_path, capfd):
     assert "logit_bias, logit_scale, text_model of the file have no place in a SiglipVisionModel" in said.out
     assert "UNEXPECTED" not in said.err  # a line a tensor
     assert str(start).startswith("siglip_vision_model; image_size 24, patch_size 4, channels 3, positions learned")
+    config = read({"data": "pictures", "init_from": str(tmp_path)})  # which says nothing of the modality
+    assert config.origin["modality.name"] == config.origin["train_last"] == "recipe"
+    assert opened(tmp_path).build().pooling == "pieces"
     assert worst(whole.vision_model, backbone, pixels_of(backbone)) < 3e-6
     equal(whole.vision_model.state_dict(), start.family.export(backbone).state_dict())

@@ -16,6 +16,7 @@ from triptych.encoders import encoder as trunk
 from triptych.encoders.native import FAMILIES, make, start_from
 from triptych.modalities import EVALUATION, Text
 from triptych.objectives import Masked, SimCLR
+from triptych.training.command_line import read
 
 WORDS = "river stone light garden music winter table paper window forest market child engine sugar letter".split()
 # Head width 12, and heads, depth and number of texts differ; every native text is longer than two windows of 2.
@@ -403,8 +404,6 @@ def test_a_teacher_begins_at_the_start_and_all_that_came_goes_out(sentences, tex
     ],
 )
 def test_the_user_s_pooling_goes_before_the_checkpoint_s(said, pooling, mode, sentences, texts, tmp_path):
-    from triptych.training.command_line import read
-
     start = start_from(str(sentences), "text")
     config = read(run(sentences, tmp_path / "run", texts, **said))
     config.adopt(start)
@@ -510,7 +509,7 @@ def test_files_that_are_read_and_those_that_are_refused(checkpoint, tokenizers, 
 
 
 def test_a_revision_is_asked_for(monkeypatch):
-    """The hub is asked for the pinned commit, for the model and then for the tokenizer."""
+    """The hub is asked for the pinned commit: for the modality, for the model and then for the tokenizer."""
     asked = []
 
     def refuse(path, **hub):
@@ -518,12 +517,14 @@ def test_a_revision_is_asked_for(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(transformers.PreTrainedConfig, "get_config_dict", refuse)
+    read({"data": "texts", "modality": "text", "init_from": "me/encoder", "init_revision": "0123abc"})
+    read({"data": "texts", "init_from": "me/encoder", "init_revision": "0123abc"})
     with pytest.raises(ValueError, match="init_from me/encoder: no network"):
         start_from("me/encoder", "text", "0123abc")
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
     with pytest.raises(ValueError, match="no network"):
         Text("me/encoder", tokenizer_revision="0123abc").fit(None, "text")
-    assert asked == ["0123abc", "0123abc"]
+    assert asked == ["0123abc"] * 3
 
 
 @pytest.mark.parametrize(
@@ -548,8 +549,6 @@ def test_what_the_native_class_cannot_say_is_refused_before_training(name, argum
 
 def test_windows_of_128_tokens_and_longer_ones_on_request(tokenizers, tmp_path, texts):
     """ModernBERT's 8,192 places would be its windows; a window that the table has no places for is refused."""
-    from triptych.training.command_line import read
-
     published("modernbert", tmp_path / "modern", tokenizers[PIECES])
     published("bert", tmp_path / "bert", tokenizers[PIECES])
     for name, given, length in (("modern", {}, 128), ("modern", {"max_length": 512}, 512), ("bert", {}, 70)):

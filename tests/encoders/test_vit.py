@@ -1,6 +1,7 @@
 """ViT and ViT-MAE: what is imported and exported is equal bit for bit, and runs start from it."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,8 +207,9 @@ def arguments_of(modality: str, objective: str, folder, data, init_from, **optio
     return [f"--{name}={value}" for name, value in given.items()]
 
 
-def test_a_run_starts_from_a_checkpoint_and_continues_from_its_own(tmp_path, pictures, launch):
-    source, folder = tmp_path / "source", tmp_path / "run"
+def test_a_run_starts_from_a_checkpoint_and_continues_from_its_own(tmp_path, pictures, launch, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source, folder = Path("my/source"), tmp_path / "run"
     native = published(source, "ViTMAEForPreTraining")
     options = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-7, "warmup_steps": 0, "weight_decay": 0}
     options |= {"head_steps": 0}  # the recipe's is longer than this run
@@ -223,6 +225,10 @@ def test_a_run_starts_from_a_checkpoint_and_continues_from_its_own(tmp_path, pic
     assert 0 < (weights["backbone.encoder.blocks.1.mlp.up.weight"] - up).abs().max() < 1e-5
     processor = transformers.AutoImageProcessor.from_pretrained(export(folder))
     assert list(processor.image_mean) == IMAGENET["image_mean"]
+    # A folder's name that is no path any more still looks like that of a repository.
+    shutil.move(source, "elsewhere")
+    card = (export(folder, to="again") / "README.md").read_text()
+    assert "base_model" not in card and "my/source" not in card and "- Started from: `source`" in card
 
     # The last checkpoint is lost; what the run began with has other weights by now, and no part in what follows.
     shutil.rmtree(folder / "checkpoint-4")

@@ -12,6 +12,7 @@ from triptych.encoders.native import Native
 from triptych.evaluation.load import from_run
 from triptych.modalities import Audio, Image, Text
 from triptych.training import starts
+from triptych.training.command_line import read
 from triptych.training.errors import UserError
 
 READERS = {"from_run": lambda folder: from_run(folder)[2], "find": lambda folder: starts.find(folder, "image").folder}
@@ -76,3 +77,10 @@ def test_what_an_earlier_version_kept_of_a_checkpoint_is_read(tmp_path):
     (tmp_path / "files.json").unlink()
     found = Native.load(tmp_path)
     assert (found.files, found.config, found.architecture) == ({}, {"hidden_size": 8}, "SomeModel")
+
+
+def test_a_revision_that_nothing_has_is_refused(tmp_path):
+    with pytest.raises(UserError, match="init_revision main: .* is a folder, which has no revisions; leave it out"):
+        starts.find(str(tmp_path), "image", "main")
+    with pytest.raises(UserError, match="init_revision main: there is nothing that it is of; give --init_from"):
+        read({"data": "pictures", "init_revision": "main"})
