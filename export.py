@@ -64,10 +64,11 @@ def export(
     config, objective, checkpoint = from_run(run)
     family = family_of(config.modality["name"], config.run.family)
     backbone = backbone_of(objective, weights)
+    head = objective.head if weights == "student" else None
     stale: list[str] = []
     if keep_heads:
-        stale = heads_to_keep(family, objective, backbone)
-    model = family.export(backbone, objective.head if weights == "student" else None, keep_heads)
+        stale = heads_to_keep(family, objective, backbone, head)
+    model = family.export(backbone, head, keep_heads)
     models = {"": model, **family.again(backbone, model)}
     for one in models.values():
         one.to(getattr(torch, dtype))
@@ -95,11 +96,13 @@ def export(
     return folder
 
 
-def heads_to_keep(family, objective, backbone) -> list[str]:
+def heads_to_keep(family, objective, backbone, head) -> list[str]:
     """Put what was trained along in the place of the heads that came; returns the names of those that are stale."""
     brought = backbone.native
     if brought is None or not brought.heads:
         raise UserError("--keep_heads: this run did not start from a checkpoint that has heads; leave it out")
+    if head is not None and family.head_class(head) == brought.architecture:  # it takes the place of what came
+        return []
     trained = family.trained_heads(objective)
     brought.heads = brought.heads | trained
     return sorted({name.split(".")[0] for name in brought.heads if name not in trained})

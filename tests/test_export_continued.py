@@ -105,6 +105,16 @@ def test_a_classifier_that_came_goes_out_when_asked_for_and_is_called_stale(tmp_
     assert "- Stale: `classifier` came with the checkpoint" in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("objective", ["masked", "simclr"])
+def test_a_head_that_was_trained_along_is_not_called_stale(objective, tmp_path):
+    came = native(tmp_path / "in", "ViTForMaskedImageModeling", encoder_stride=4)
+    continued(tmp_path / "in", tmp_path / "run", objective)
+    folder = export(tmp_path / "run", keep_heads=True)
+    back = transformers.ViTForMaskedImageModeling.from_pretrained(folder)
+    stale = "- Stale: `decoder`" in (folder / "README.md").read_text()
+    assert stale == torch.equal(back.decoder[0].weight, came.decoder[0].weight) == (objective == "simclr")
+
+
 @pytest.mark.parametrize("objective", ["mae", "simclr"])
 def test_a_masked_autoencoder_goes_out_as_itself_when_asked_for(objective, tmp_path):
     came = native(tmp_path / "in", "ViTMAEForPreTraining", **DECODER)

@@ -11,6 +11,7 @@ from torch import nn
 
 from triptych.encoders import Backbone
 from triptych.encoders.native import Family, Native, Start, family_of, in_words, start_from
+from triptych.encoders.native.grid import each
 from triptych.modalities import MODALITIES
 from triptych.modalities.domains import arguments
 from triptych.training import checkpoint
@@ -18,6 +19,8 @@ from triptych.training.command_line import load_yaml, read
 from triptych.training.continuing import merged
 from triptych.training.errors import UserError
 from triptych.training.ranks import Team
+
+CONVOLVED = ("channels", "mean", "std")  # what the first convolution of a picture is made for
 
 
 @dataclass
@@ -45,6 +48,15 @@ class RunStart:
                     f"modality.{name} {given[name]} was given, but init_from {self.folder} brings its own; leave "
                     f"modality.{name} out"
                 )
+        # Into a published start these are folded, into its first convolution.
+        for name in CONVOLVED if "channels" in self.family.free else ():
+            value, its, count = given.get(name), self.modality.get(name), self.modality.get("channels")
+            if value is not None and (its is None or each(value, count) != each(its, count)):
+                raise UserError(
+                    f"modality.{name} {value} was given, but init_from {self.folder} was trained with its own; leave "
+                    f"modality.{name} out, or export that run and start from the export, whose first convolution is "
+                    "folded for it"
+                )
         return self.modality, None
 
     def load(self, backbone: Backbone) -> None:
@@ -56,7 +68,10 @@ class RunStart:
         with torch.no_grad():
             for name, parameter in backbone.named_parameters():
                 if name not in mine or mine[name].shape != parameter.shape:
-                    raise UserError(f"init_from {self.folder}: its {name} does not fit; leave the sizes to that run")
+                    raise UserError(
+                        f"init_from {self.folder}: its {name} does not fit; leave the sizes to that run, or export it "
+                        "and start from the export"
+                    )
                 parameter.copy_(mine[name])
         backbone.native = Native.load(self.folder / "native")
 

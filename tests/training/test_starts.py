@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from finished import finished
 
-from triptych.encoders.native import Native
+from triptych.encoders.native import Native, family_of
 from triptych.evaluation.load import from_run
 from triptych.modalities import Audio, Image, Text
 from triptych.training import starts
@@ -65,7 +65,7 @@ def test_what_was_given_goes_before_what_a_folder_says(tmp_path):
 
 
 def test_a_tokenizer_of_another_than_the_start_is_refused():
-    start = starts.RunStart(None, {"vocab_size": 8192}, {}, None, Path("run"), brought=Text.brought)
+    start = starts.RunStart(family_of("text"), {"vocab_size": 8192}, {}, None, Path("run"), brought=Text.brought)
     assert start.adapted({"vocab_size": 8192, "max_length": 9}) == ({"vocab_size": 8192}, None)
     with pytest.raises(UserError, match="modality.tokenizer mine was given, but init_from run brings its own; leave"):
         start.adapted({"tokenizer": "mine"})
@@ -84,3 +84,14 @@ def test_a_revision_that_nothing_has_is_refused(tmp_path):
         starts.find(str(tmp_path), "image", "main")
     with pytest.raises(UserError, match="init_revision main: there is nothing that it is of; give --init_from"):
         read({"data": "pictures", "init_revision": "main"})
+
+
+@pytest.mark.parametrize(("name", "same", "other"), [("channels", 1, 3), ("mean", [0.5], 0.4), ("std", 0.25, 0.5)])
+def test_what_the_first_convolution_of_a_run_was_made_for_is_not_changed_in_silence(name, same, other):
+    its = {"channels": 1, "mean": 0.5, "std": [0.25]}
+    start = starts.RunStart(family_of("image", "vit"), its, {}, None, Path("run"))
+    assert start.adapted({name: same}) == (its, None)
+    with pytest.raises(UserError, match=f"modality.{name} {other} was given, .* start from the export, whose first"):
+        start.adapted({name: other})
+    fitted = starts.RunStart(family_of("image", "vit"), {"channels": 1}, {}, None, Path("run"))
+    assert fitted.adapted({}) == ({"channels": 1}, None)
