@@ -25,9 +25,11 @@ from triptych.modalities.image_file import (
     from_array,
     is_grey,
     is_plain,
+    may_have_pages,
     of_eight_bits,
     opened,
     orientation,
+    pages_of,
     read_raw,
     small_jpeg,
 )
@@ -209,8 +211,31 @@ class Image(Grid):
                 setattr(self, name, tuple(found))
 
     def fit(self, rows, column: str) -> str | None:
-        """Of sets with more than 8 bits, or other channels: one range for all, mean and deviation; says which."""
+        """Of sets with more than 8 bits, or other channels: one range for all, mean and deviation; says which.
 
+        Also says where files have pages that are not read.
+        """
+        said = self._fit_levels(rows, column), self._left_out(rows, column)
+        return "; ".join(filter(None, said)) or None
+
+    def _left_out(self, rows, column: str) -> str | None:
+        """Pages and frames behind the first, in words."""
+        if self.pages == "channels":
+            return None
+        looked_at = [rows[i][column] for i in spread(len(rows), LOOKED_AT)]
+        found = [
+            self._tried(pages_of, cell) for cell in looked_at if self._tried(may_have_pages, cell, AT + len(DICOM))
+        ]
+        several = [count for count in found if count and count > 1]
+        if not several:
+            return None
+        span = f"{min(several)}" if min(several) == max(several) else f"{min(several)} to {max(several)}"
+        return (
+            f"{len(several)} of {len(looked_at)} files have {span} pages or frames, of which the first is the picture: "
+            "--modality.pages channels takes all as its channels"
+        )
+
+    def _fit_levels(self, rows, column: str) -> str | None:
         def is_deep(i: int) -> bool:
             return self._tried(of_eight_bits, rows[i][column], HEAD) is False
 

@@ -42,6 +42,14 @@ def of_dicom(source: bytes, pages: Pages, max_pixels: int) -> Raw:
         pydicom.config.settings.reading_validation_mode = known
 
 
+def frames_of(source: bytes) -> int:
+    """How many frames a DICOM file says that it has."""
+    import pydicom
+
+    data = pydicom.dcmread(io.BytesIO(source), force=True, specific_tags=["NumberOfFrames"], stop_before_pixels=True)
+    return int(data.get("NumberOfFrames") or 1)
+
+
 def decoded(data, pages: Pages, max_pixels: int) -> Raw:
     """The pixels of a `pydicom.Dataset`."""
     from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array

@@ -10,7 +10,7 @@ import torch
 
 from triptych.modalities.archives import parted
 from triptych.modalities.base import BadSample, bytes_or_path
-from triptych.modalities.image_dicom import Pages, of_dicom
+from triptych.modalities.image_dicom import Pages, frames_of, of_dicom
 from triptych.modalities.image_levels import Levels, Range, Raw, levels
 from triptych.modalities.image_values import check_size, plain_values, readable
 
@@ -61,6 +61,23 @@ def of_eight_bits(source: Any, name: str) -> bool:
         return False
     with without_limits():
         return depth(as_picture(source)) is None
+
+
+def may_have_pages(source: Any, name: str) -> bool:
+    """Whether it is a TIFF or DICOM, by its head alone."""
+    return isinstance(source, bytes) and (source.startswith(TIFF) or not is_plain(source[: AT + len(DICOM)], name))
+
+
+def pages_of(source: Any, name: str) -> int:
+    """How many pages a TIFF has, or frames a DICOM file; 1 of all others, whose further frames are no channels."""
+    if not isinstance(source, bytes):
+        return 1
+    if source.startswith(TIFF):
+        import tifffile
+
+        with tifffile.TiffFile(io.BytesIO(source)) as file:
+            return len(file.pages)
+    return 1 if is_plain(source, name) or source.startswith(NUMPY) else frames_of(source)
 
 
 def is_deep_png(source: bytes) -> bool:

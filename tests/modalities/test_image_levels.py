@@ -208,6 +208,25 @@ def test_dicom_is_read_by_slope_and_photometric_interpretation():
     assert volume.read({"bytes": support.dicom(np.stack([values] * 3)), "path": None}).values.shape == (3, 64, 64)
 
 
+def test_pages_that_are_not_read_are_said(tmp_path):
+    """Six bands that a program wrote as pages were trained as one grey picture, without a word."""
+    deep = np.arange(6 * 64, dtype=np.uint16).reshape(6, 8, 8)
+    tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "bytes.tif", deep[:2].astype(np.uint8), photometric="minisblack")
+    (tmp_path / "frames.dcm").write_bytes(support.dicom(deep[:3].astype(int)))
+    files = {name: {"bytes": None, "path": str(tmp_path / name)} for name in ("deep.tif", "bytes.tif", "frames.dcm")}
+    for names, said in (
+        (["deep.tif"], "1 of 1 files have 6 pages or frames, of which the first is the picture"),
+        (["bytes.tif"], "1 of 1 files have 2 pages"),
+        (["frames.dcm"], "1 of 1 files have 3 pages or frames"),
+        (list(files), "3 of 3 files have 2 to 6 pages or frames"),
+    ):
+        assert said in Image(8, 4, channels=1).fit([{"image": files[name]} for name in names], "image")
+    whole = Image(8, 4, channels=6, pages="channels").fit([{"image": files["deep.tif"]}], "image")
+    assert "pages" not in whole
+    assert Image(8, 4, channels=1).fit([{"image": cell(deep[0].astype(np.uint8))}], "image") is None
+
+
 def test_dicom_without_pydicom_and_dicom_without_a_picture_are_one_line(monkeypatch):
     image, found = Image(64, 16, channels=1), support.dicom(np.zeros((8, 8), int), PatientName="Doe^Jane")
     cut = found[: found.index(b"\xe0\x7f\x10\x00") + 4]
