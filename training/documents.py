@@ -1,5 +1,6 @@
 """Documents: files of text whose samples are the file, its lines, or its paragraphs."""
 
+import codecs
 import io
 import os
 import re
@@ -47,12 +48,17 @@ def documents(files: list[tuple], unit: str, encoding: str | None) -> Iterator[d
             yield row | {"text": None, "why": why}
             continue
         try:
-            text = content.decode("utf-16" if content[:2] in WIDE else encoding or "utf-8")
+            text = content.decode(marked(content) or encoding or "utf-8")
         except UnicodeError:
             yield row | {"text": None, "why": f"files that are not {(encoding or 'utf-8').upper()}"}
             continue
         for part in parts(text.removeprefix("\ufeff"), unit):
             yield row | {"text": part, "why": None}
+
+
+def marked(head: bytes) -> str | None:
+    """The encoding that a file's first bytes say, which is surer than what was said of a whole folder."""
+    return "utf-16" if head[:2] in WIDE else "utf-8-sig" if head.startswith(codecs.BOM_UTF8) else None
 
 
 def not_text(content: bytes, encoding: str | None) -> str | None:

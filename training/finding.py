@@ -267,7 +267,7 @@ def _files(
                 source.notes.append(
                     f"{split}: {len(bare):,} files have no class of train's, and no label ({some(bare)})"
                 )
-            read = partial(_sampled, source, files, labels, list(classes), extra, columns, unit, modality)
+            read = partial(_sampled, source, files, labels, list(classes), extra, columns, unit, modality, data)
         source.add(split, names(files), read)
     if lines:
         source.column = "text"
@@ -330,7 +330,15 @@ def _classes(source: Source, groups: dict[str, list[File]], inner, columns: list
 
 
 def _sampled(
-    source: Source, files: list[File], labels, classes, extra, columns: list[str], unit: str, modality: Modality
+    source: Source,
+    files: list[File],
+    labels,
+    classes,
+    extra,
+    columns: list[str],
+    unit: str,
+    modality: Modality,
+    data: Data,
 ):
     """A table of files, or of their lines or paragraphs, one a row, with its file's label and columns of metadata."""
     import datasets
@@ -345,6 +353,12 @@ def _sampled(
             source.leave(why[i], files[number[i]].name)
         if len(bad) == len(made):
             raise UserError(f"data {source.name}: {source.left_out()}; say its --data.encoding, such as latin-1")
+        if (lost := sum(why[i] != NOT_TEXT for i in bad)) > (most := data.most_bad(len(made))):
+            raise UserError(
+                f"data {source.name}: {source.left_out()}; {lost:,} files would be lost, more than {most} "
+                "(data.max_bad): say what they are, such as --data.encoding latin-1, or convert them, as by iconv -f "
+                "latin1 -t utf-8"
+            )
     else:
         bad, number = [], range(len(files))
         # Made plain and cast then: to encode, a column of type Audio would need torchcodec.

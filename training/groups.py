@@ -88,7 +88,10 @@ def suspected(rows: Rows) -> str | None:
     """A line, where files' names look as if several were of one patient, speaker or recording."""
     if rows.group is not None or (paths := paths_of(rows)) is None:
         return None
-    paths = [os.path.splitext(path)[0] for path in paths if path]
+    paths = [path for path in paths if path]
+    if PATH in rows.table.column_names and _look_like_groups(Counter(paths), len(paths)):  # lines or paragraphs
+        return f"several samples are of one file, such as {paths[0]}; to keep these on one side: --group file"
+    paths = [os.path.splitext(path)[0] for path in paths]
     for pattern in PARTS.values():
         found = Counter(m[1] for path in paths if (m := re.search(pattern, path)))
         folders = {os.path.dirname(stem) for stem in found}

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from triptych.modalities import MODALITIES, Modality
-from triptych.training.documents import WIDE
+from triptych.training.documents import WIDE, marked
 from triptych.training.errors import UserError, nearest, one_line
 from triptych.training.files import File, Source, opened, some, walk
 from triptych.training.separated import separation
@@ -107,7 +107,7 @@ def _settings(source: Source, builder: str, path: str) -> tuple[tuple[str, Any],
     if head[:2] in WIDE:
         made["encoding"] = "utf-16"
     elif source.encoding:
-        made["encoding"] = source.encoding
+        made["encoding"] = marked(head) or source.encoding
     if builder == "csv":
         encoding = made.get("encoding", "utf-8")
         how, notes = separation(path, head.decode(encoding, "replace"), encoding)

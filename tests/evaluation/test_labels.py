@@ -11,7 +11,7 @@ from finished import finished
 from PIL import Image
 
 from triptych.evaluation.labels import hold_out, splits, task_of
-from triptych.modalities import MODALITIES
+from triptych.modalities import MODALITIES, Text
 from triptych.probe import probe
 from triptych.training.errors import UserError
 from triptych.training.groups import groups_of, suspected
@@ -157,6 +157,15 @@ def test_file_names_that_look_like_groups_are_pointed_at(name, said, tmp_path):
     assert found is None if said is None else re.search(said, found)
     rows.group = "file"
     assert suspected(rows) is None
+
+
+def test_paragraphs_of_one_file_are_pointed_at(tmp_path):
+    for i in range(12):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[i % 2] / f"{i}.txt").write_text("one\n\ntwo\n\nthree\n")
+    texts = {unit: load(Data(name=str(tmp_path), document=unit), Text()) for unit in ("file", "paragraph")}
+    assert suspected(texts["file"]) is None
+    assert suspected(texts["paragraph"]).endswith("to keep these on one side: --group file")
 
 
 def test_rows_to_learn_from_that_are_judged_are_left_out(tmp_path, capsys):

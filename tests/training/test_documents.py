@@ -67,6 +67,22 @@ def test_what_is_no_text_is_named_and_other_encodings_are_read(tmp_path, capsys)
         assert texts(tmp_path / name, encoding="latin-1")[0].strip() == "Befund: Größe 3 cm", name
     with pytest.raises(UserError, match="not UTF-8.*--data.encoding"):
         load(Data(name=str(tmp_path / "old"), document="file"), Text())
+    marked = "\ufeffGröße\n".encode()
+    write(tmp_path / "both", **{"a/1.txt": old, "b/2.txt": marked})
+    write(
+        tmp_path, **{"m.csv": "\ufefftext,label\nGröße,1\n".encode(), "m.jsonl": '\ufeff{"text": "Größe"}\n'.encode()}
+    )
+    assert [t.strip() for t in texts(tmp_path / "both", encoding="latin-1")] == ["Befund: Größe 3 cm", "Größe"]
+    for name in ("m.csv", "m.jsonl"):  # a file's own mark is surer
+        assert texts(tmp_path / name, encoding="latin-1") == ["Größe"], name
+
+
+def test_many_files_of_another_encoding_are_refused(tmp_path):
+    old = {f"a/{i}.txt": b"Gr\xf6\xdfe" for i in range(11)}
+    write(tmp_path, **old, **{f"b/{i}.txt": "fine" for i in range(20)})
+    with pytest.raises(UserError, match=r"11 files that are not UTF-8 .*11 files would be lost, more than 10.*latin-1"):
+        load(Data(name=str(tmp_path)), Text())
+    assert len(texts(tmp_path, max_bad=11)) == 20
 
 
 def test_nested_fields_go_by_a_dotted_name(tmp_path):
