@@ -80,6 +80,7 @@ class Modality:
     """
 
     sizes: ClassVar[tuple[str, ...]] = ()
+    wishes: ClassVar[tuple[str, ...]] = ()  # of these, what `sized` never chooses: others are chosen beside them
     brought: ClassVar[tuple[str, ...]] = ()  # settings that do nothing where `load` brings what they would make
     features: ClassVar[tuple[str, ...]] = ()
     segments: ClassVar[bool] = False  # a row may be some seconds of a file

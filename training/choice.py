@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from triptych.encoders.encoder import PRESETS
 from triptych.encoders.native import PUBLISHED
 from triptych.modalities import MODALITIES
 from triptych.modalities.survey import Survey, few
@@ -66,7 +67,8 @@ def sizes_alone(config: Config) -> Config:
 
 def left_open(config: Config) -> bool:
     """Is there something to choose?"""
-    sizes = {f"modality.{name}" for name in MODALITIES[config.modality["name"]].sizes}
+    kind = MODALITIES[config.modality["name"]]
+    sizes = {f"modality.{name}" for name in kind.sizes if name not in kind.wishes}
     settled = any(origin == "chosen" for key, origin in config.origin.items() if key not in NAMES)
     some = config.run.minutes is not None or sizes and not sizes & config.origin.keys()
     return not (config.run.init_from or settled) and bool(some)
@@ -131,21 +133,34 @@ def options(config: Config, survey: Survey, speed: float | None, ranks: int = 1)
     modality = MODALITIES[name](**{k: v for k, v in (config.modality | sizes).items() if k != "name"})
     samples = modality.samples_of(survey)
     most = samples * modality.pieces_of(survey) * VIEWS * EPOCHS / PER_PARAMETER
-    width, depth, heads = rung(min(ideal, most))
-    if not any(key.startswith("encoder.") for key in given):
-        made |= {"encoder.width": width, "encoder.depth": depth, "encoder.heads": heads}
-    else:
-        width = config.encoder["width"] or WIDTH
+    size = size_of_encoder(given, min(ideal, most))
+    if "encoder.name" not in given:
+        made |= {key: value for key, value in size.items() if key not in given}
+    width, depth = size["encoder.width"], size["encoder.depth"]
     run = {
         key: value for key, value in usual.items() if "." not in key and key not in ("num_train_epochs", "max_steps")
     }
-    size = 12 * width**2 * depth
-    wanted = run.get("per_device_train_batch_size", 64) * max(times for least, times in BATCHES if size >= least)
+    parameters = 12 * width**2 * depth
+    times = max(times for least, times in BATCHES if parameters >= least)
+    wanted = run.get("per_device_train_batch_size", 64) * times
     wanted = min(wanted, 2 ** math.floor(math.log2(max(2, samples * (1 - config.data.eval_fraction) / 4))))
     run["per_device_train_batch_size"] = max(2, wanted // ranks)
     if "base_learning_rate" not in given:
         run["learning_rate"] = float(f"{run.get('learning_rate', 1e-3) * min(1.0, WIDTH / width):.2g}")
     return made | {key: value for key, value in run.items() if key not in given}
+
+
+def size_of_encoder(given: dict[str, Any], ideal: float) -> dict[str, int]:
+    """Width, depth and heads, by dotted name: those given, those of a preset that is given, else what suits."""
+    keys = ("encoder.width", "encoder.depth", "encoder.heads")
+    width, depth, heads = PRESETS.get(given.get("encoder.name")) or rung(ideal)
+    if "encoder.name" not in given:
+        if "encoder.width" in given:  # fewer heads, until they divide it
+            heads = next(n for n in range(heads, 0, -1) if given["encoder.width"] % n == 0)
+        elif "encoder.heads" in given:  # a little wider; four, for sines and cosines of two axes
+            step = 4 * given["encoder.heads"]
+            width = math.ceil(width / step) * step
+    return dict(zip(keys, (width, depth, heads), strict=True)) | {k: v for k, v in given.items() if k in keys}
 
 
 def rung(ideal: float) -> tuple[int, int, int]:

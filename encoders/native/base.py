@@ -52,7 +52,10 @@ class Family:
             raise ValueError(f"encoder.name {name!r} is not one of {', '.join(PRESETS)}")
         given = {key: value for key, value in given.items() if value is not None}
         size = dict(zip(("width", "depth", "heads"), PRESETS[name], strict=True))
-        size |= {key: given.pop(key) for key in size if key in given}
+        said = {key: given.pop(key) for key in size if key in given}
+        size |= said
+        if "heads" not in said and size["width"] % size["heads"]:  # 64 wide, or the next that divides
+            size["heads"] = next(n for n in range(max(1, size["width"] // 64), 0, -1) if size["width"] % n == 0)
         default = self.default(size["width"], size["depth"]) | size
         made = Architecture(**default | given)
         usual = Architecture(**default)

@@ -14,7 +14,7 @@ import yaml
 from triptych.encoders.encoder import PRESETS
 from triptych.modalities import MODALITIES
 from triptych.modalities.survey import Survey
-from triptych.training.choice import LADDER, options, warnings
+from triptych.training.choice import LADDER, left_open, options, warnings
 from triptych.training.command_line import from_command_line, read
 from triptych.training.errors import UserError
 from triptych.training.kinds import modality_in
@@ -91,9 +91,41 @@ def test_what_is_given_is_kept_and_the_rest_fits_it(modality, given):
         made = chosen(modality, measures, **given)
         flat = set(given) | {f"{key}.name" for key in given}
         assert not flat & made.keys()
-        assert not any(k.startswith("encoder") for k in made) or not any(k.startswith("encoder") for k in given)
+        if "encoder" in given:  # a preset
+            assert not any(k.startswith("encoder") for k in made)
         names = {"modality.name": modality} | ({} if "objective" in given else {"objective.name": "simclr"})
         read(names | {"max_steps": 1} | made | given).build_modality()
+
+
+@pytest.mark.parametrize(
+    "given", [{"width": 256}, {"width": 100}, {"depth": 1}, {"heads": 8}, {"heads": 6}, {"eps": 1e-6}]
+)
+def test_one_size_of_the_encoder_leaves_the_others_to_the_choice(given):
+    """`--encoder.heads 8` alone made 12 blocks, those of a preset that nobody had named; a width of 256 was refused."""
+    free, given = chosen("image", PICTURES[28]), {f"encoder.{key}": value for key, value in given.items()}
+    made = chosen("image", PICTURES[28], **given) | given
+    architecture = read({"modality.name": "image", "objective.name": "simclr", "max_steps": 1} | made)
+    encoder = architecture.build_objective(architecture.build_modality()).backbone.encoder.architecture
+    assert encoder.depth == given.get("encoder.depth", free["encoder.depth"])
+    near = given.get("encoder.width", free["encoder.width"])
+    assert near <= encoder.width < near + 32 and 1 <= encoder.heads <= 8
+
+
+def test_the_rate_of_an_encoder_that_is_named_is_that_of_its_width():
+    named, alike = (chosen("image", PICTURES[28], **e) for e in ({"encoder": "small"}, {"encoder.width": 384}))
+    assert named["learning_rate"] == alike["learning_rate"] < 1e-3
+
+
+def test_what_is_asked_of_windows_leaves_sizes_to_the_choice():
+    """`--modality.silence 40 --max_steps 9` took windows of ten seconds for sounds of one, without a word."""
+    sounds = ["--data", "tones", "--max_steps", "9", "--modality", "audio"]
+    for more, is_open in (
+        ([], True),
+        (["--modality.silence", "40"], True),
+        (["--modality.rate", "8000", "--modality.hop", "1"], True),
+        (["--modality.seconds", "2"], False),
+    ):
+        assert left_open(from_command_line(sounds + more)) == is_open
 
 
 def test_few_sounds_keep_level_and_pitch():
