@@ -47,6 +47,8 @@ from triptych.training.settings import (
 )
 
 OBJECTIVE, MINUTES = "simclr", 20.0  # where nobody says: docs/sizes.md has why
+NUMBER = r"-?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
+NUMBERS = re.compile(rf"{NUMBER}(, ?{NUMBER})+", re.IGNORECASE)
 COMMANDS = {"config", "show", "help", "print_config"}  # words of the command line alone
 
 
@@ -101,6 +103,7 @@ def _parse(given: dict[str, Any], argv: list[str], program: str, alone: bool = F
         if asked:
             merge(given, {group: {"name": asked}})
     parser = schema(names["modality"], names["objective"], program)
+    argv = in_brackets(argv)
     argv = with_values(argv, [f.name for f in dataclasses.fields(Run) if f.type is bool or bool in get_args(f.type)])
     known = {action.dest for action in parser._actions}
     usual = plain(defaults_of(names["modality"], names["objective"]))
@@ -312,6 +315,24 @@ def peek(argv: list[str], option: str) -> str | None:
         elif here.startswith(option + "="):
             value = here.split("=", 1)[1]
     return value
+
+
+def in_brackets(argv: list[str]) -> list[str]:
+    """Several numbers with commas, as tables and pages have them, are the list that the parser reads: `0,4095`.
+
+    A column of the data may be called so.
+    """
+    result, option = [], ""
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            option = name
+        many = NUMBERS.fullmatch(value if equals else argument) and not option.startswith("--data.")
+        if many and equals:
+            result.append(f"{name}=[{value}]")
+        else:
+            result.append(f"[{argument}]" if many else argument)
+    return result
 
 
 def with_values(argv: list[str], switches: list[str]) -> list[str]:

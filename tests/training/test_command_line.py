@@ -9,6 +9,7 @@ import yaml
 
 from triptych.modalities import MODALITIES
 from triptych.objectives import OBJECTIVES
+from triptych.training.choice import word
 from triptych.training.command_line import from_command_line, read, schema
 from triptych.training.engine import settings
 from triptych.training.errors import UserError, nearest
@@ -43,6 +44,29 @@ def test_a_file_and_overrides(file):
     assert (config.run.learning_rate, config.run.seed) == (1e-4, 7)
     assert (config.data.name, config.data.eval_fraction) == ("digits", 0.2)
     assert config.modality["image_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("modality", "option", "words", "value"),
+    [
+        ("image", "value_range", "0,4095", (0, 4095)),
+        ("image", "value_range", "-1024,3071", (-1024, 3071)),
+        ("image", "float_range", "-4.1, 4.98e0", (-4.1, 4.98)),
+        ("image", "percentiles", "1,99", (1, 99)),
+        ("image", "image_size", word((64, 32)), (64, 32)),
+        ("image", "mean", "[0.4,0.5,.6]", [0.4, 0.5, 0.6]),
+        ("image", "mean", "0.4,0.5,.6", [0.4, 0.5, 0.6]),
+        ("audio", "tile", word((128, 8)), (128, 8)),
+        ("audio", "stride", "10,10", (10, 10)),
+    ],
+)
+def test_several_numbers_are_given_as_pages_and_the_table_of_a_choice_have_them(modality, option, words, value):
+    """`--modality.tile 128,8`, which a run printed as the option that changes it, was refused."""
+    more = ["--modality.tile", "16,16"] if option == "stride" else []
+    for said in ([f"--modality.{option}", words], [f"--modality.{option}={words}"]):
+        config = from_command_line(["--modality", modality, *more, *said])
+        assert config.modality[option] == value
+    assert from_command_line(["--data", "digits", "--data.column", "1,2"]).data.column == "1,2"
 
 
 def test_later_files_win(file, tmp_path):
