@@ -69,6 +69,8 @@ class Opened(NamedTuple):
 def opened(source: str | Path, weights: str = "student", revision: str | None = None) -> Opened:
     """A run's encoder, by its folder or a checkpoint's, or a published one: an export, another folder, or a hub id."""
     folder = Path(source).expanduser()
+    if revision is not None and folder.is_dir():
+        raise UserError(f"revision {revision}: {source} is a folder, which has no revisions; leave it out")
     if folder.is_dir() and not (folder / "config.json").is_file():
         config, objective, _ = from_run(folder)
         backbone = backbone_of(objective, weights)

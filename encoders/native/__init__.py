@@ -140,6 +140,8 @@ def start_from(path: str, modality: str, revision: str | None = None) -> Start:
     hub = {} if revision is None else {"revision": revision}
     if (path.startswith(("/", ".", "~")) or path.count("/") > 1) and not Path(path).is_dir():
         raise ValueError(f"init_from {path}: no such folder")
+    if revision is not None and Path(path).is_dir():
+        raise ValueError(f"init_from {path} is a folder, which has no revisions; leave {revision} out")
     try:
         settings, _ = PreTrainedConfig.get_config_dict(path, **hub)
         kind = settings.get("model_type")

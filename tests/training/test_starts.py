@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from finished import finished
 
-from triptych.encoders.native import Native, family_of
-from triptych.evaluation.load import from_run
+from triptych.encoders.native import Native, family_of, teacher_for
+from triptych.evaluation.load import from_run, opened
 from triptych.modalities import Audio, Image, Text
 from triptych.training import starts
 from triptych.training.command_line import read
@@ -82,6 +82,10 @@ def test_what_an_earlier_version_kept_of_a_checkpoint_is_read(tmp_path):
 def test_a_revision_that_nothing_has_is_refused(tmp_path):
     with pytest.raises(UserError, match="init_revision main: .* is a folder, which has no revisions; leave it out"):
         starts.find(str(tmp_path), "image", "main")
+    with pytest.raises(UserError, match="^revision main: .* is a folder, which has no revisions; leave it out"):
+        opened(tmp_path, revision="main")
+    with pytest.raises(ValueError, match="objective.teacher: .* is a folder, which has no revisions; leave main out"):
+        teacher_for(str(tmp_path), Image(8, 4), "main")
     with pytest.raises(UserError, match="init_revision main: there is nothing that it is of; give --init_from"):
         read({"data": "pictures", "init_revision": "main"})
 
