@@ -181,8 +181,11 @@ def _chosen(given: dict[str, Any], argv: list[str], alone: bool) -> dict[str, st
         if named | given.get("modality", {}).keys() <= {name for name, *_ in arguments(MODALITIES[found[0]])}:
             modality = made["modality.name"] = found[0]
     if (alone and data is not None or said("minutes")) and not said("max_steps"):
-        plain_words = not given.get("objective") and not any(key.startswith("--objective.") for key in argv)
-        if plain_words and shipped_recipe(modality or next(iter(MODALITIES)), OBJECTIVE):
+        usual = modality or next(iter(MODALITIES))
+        named = {key[2:].split("=")[0] for key in argv if key.startswith("--objective.")}
+        named |= flatten({"objective": given.get("objective", {})}).keys()
+        fits = named <= defaults_of(usual, OBJECTIVE).keys() - {"objective.name"}  # a name is the user's choice
+        if fits and shipped_recipe(usual, OBJECTIVE):
             made["objective.name"] = OBJECTIVE
         if not said("minutes"):
             made["minutes"] = MINUTES

@@ -206,6 +206,18 @@ def test_folders_are_called_by_the_data():
     assert from_command_line(["--data", "tones"]).run.output_dir == "runs/tones-simclr"
 
 
+def test_the_objective_that_is_chosen_has_its_options():
+    """The table that a run prints says `simclr`: its options can be given with nothing else."""
+    simclr = from_command_line(["--data", "tones", "--objective.temperature", "0.5", "--objective.head.out", "16"])
+    assert simclr.objective["name"] == "simclr" and simclr.origin["objective.name"] == "chosen"
+    assert (simclr.objective["temperature"], simclr.objective["head"]["out"]) == (0.5, 16)
+    # Another's option says more, and so does a name.
+    assert from_command_line(["--data", "tones", "--objective.mask.ratio", "0.5"]).objective["name"] != "simclr"
+    named = from_command_line(["--data", "tones", "--objective.name", "byol"])
+    assert named.objective["name"] == "byol" and named.origin["objective.name"] == "command line"
+    assert read({"data": "tones", "minutes": 5, "objective": {"temperature": 0.5}}).objective["name"] == "simclr"
+
+
 def test_two_lengths_are_refused():
     with pytest.raises(UserError, match="minutes 3 and max_steps both say how long"):
         read({"minutes": 3, "max_steps": 5})
