@@ -38,15 +38,17 @@ def extract(
     workers: int | None = None,
     device: torch.device | str = "cpu",
     plain: bool = False,
+    most: int | None = None,
 ) -> Features:
     """Features by pooling: `native` is what the native head reads, `mean` that of all pieces (`Modality.average`).
 
     A row that is several samples, as long texts and sounds are, gets the mean of all of them.
     `workers`: see `views`. `plain`: also what the modality has without an encoder, if anything, as `plain`.
+    `most`: samples in all, about; where there are more, each row is that many fewer, evenly spread over it.
     """
     total: dict[str, np.ndarray] = {}
     count, bad = np.zeros(len(rows)), {}
-    for view, row, _ in views(backbone, rows, bad, batch, workers, device):
+    for view, row, _ in views(backbone, rows, bad, batch, workers, device, most):
         np.add.at(count, row, 1)
         pooled = backbone(view, (backbone.pooling, backbone.modality.average))
         made = dict(zip(POOLINGS, pooled, strict=True))
@@ -102,11 +104,18 @@ def vectors(
 
 
 def views(
-    backbone: Backbone, rows: Rows, bad: Bad, batch: int, workers: int | None, device: torch.device | str
+    backbone: Backbone,
+    rows: Rows,
+    bad: Bad,
+    batch: int,
+    workers: int | None,
+    device: torch.device | str,
+    most: int | None = None,
 ) -> Iterator[tuple[View, np.ndarray, np.ndarray]]:
     """Evaluation views of all samples, on the device; the row and the number of each. Unusable rows go into `bad`.
 
     `workers`: processes that read. Default: none on a CPU, which they would share; else one a core, and at most 8.
+    `most`: see `extract`.
     """
     backbone, device = backbone.to(device).eval(), torch.device(device)
     modality = backbone.modality
@@ -114,6 +123,9 @@ def views(
         workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
     table = modality.samples(rows.table, rows.column)
     owner = np.asarray(table["source_row"]) if "source_row" in table.column_names else np.arange(len(table))
+    if most is not None and len(table) > most:
+        kept = spread_over(owner, max(1, most // len(rows)))
+        table, owner = table.select(kept), owner[kept]
     feed = DataLoader(
         EvaluationViews(table, rows.column, modality, batch),
         batch_size=None,
@@ -130,6 +142,15 @@ def views(
             yield modality.prepare(made["view"].to(device)), owner[made["sample"]], made["sample"]
     if beyond:
         say_once(clipped_line(beyond.values()))
+
+
+def spread_over(owner: np.ndarray, most: int) -> np.ndarray:
+    """The numbers of at most so many samples of each row, evenly spread over it; `owner [n]` is ascending."""
+    _, first, count = np.unique(owner, return_index=True, return_counts=True)
+    kept = np.minimum(count, most)
+    place = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)  # 0, 1, ... within each row
+    of, out_of = np.repeat(count, kept), np.repeat(kept, kept)
+    return np.repeat(first, kept) + (2 * place + 1) * of // (2 * out_of)
 
 
 @cache

@@ -32,6 +32,7 @@ from triptych.training.settings import Config, Data
 from triptych.training.sources import Rows, like, load, print_once, split_called
 
 PER_CLASS, FEW_ROWS, DRAWS, MOST = 10, 100, 5, 2000
+WINDOWS = 2  # of a long row, at least, by which it is judged
 LEAST = 20  # rows to judge on; of fewer, half of which are printed, nothing can be said
 GROUPS = 4  # likewise, of groups: so that each half has two, which differ
 RESAMPLES = 200
@@ -73,7 +74,7 @@ class Labels:
         return made
 
     def _features(self, backbone: Backbone, rows: Rows, device: torch.device) -> Features:
-        found = extract(backbone, rows, device=device)
+        found = extract(backbone, rows, device=device, most=MOST)
         if not len(found.row):
             why = next(iter(found.bad.values()), ("", "they are blank"))[1]
             raise UserError(f"{self.name}: none of {len(rows):,} rows to judge by can be used: {why}")
@@ -331,11 +332,10 @@ def judge_of(option: str, name: str | None, data: Data, modality: Modality) -> L
     source = like(data, name, modality)
     if (made := pairs_of(option, source, modality)) is None:
         found = splits(source, modality, "train", None, MOST)
-        learn, judge = few(found.learn), few(found.judge)
-        if (learn, judge) != (len(found.learn), len(found.judge)):
-            left = f"{learn:,} and {judge:,}"
-            print(f"{option} {name}: of {len(found.learn):,} and {len(found.judge):,} long rows {left} judge")
-        made = Labels(name, found.first(learn, judge))
+        counts = [
+            few(rows, f"{option} {name}, {to}") for rows, to in ((found.learn, "to learn"), (found.judge, "to judge"))
+        ]
+        made = Labels(name, found.first(*counts))
     count = len(made.rows.judge) if isinstance(made, Labels) else len(made.scores)
     if count < LEAST:
         raise UserError(f"{option} {name}: {count} rows to judge on say nothing; give at least {LEAST}")
@@ -351,12 +351,18 @@ def judge_of(option: str, name: str | None, data: Data, modality: Modality) -> L
     return made
 
 
-def few(rows: Rows) -> int:
-    """How many of the rows are at most `MOST` samples: a long text is many, and an evaluation may not take forever."""
+def few(rows: Rows, what: str) -> int:
+    """How many of the rows judge: all, if they are at most `MOST` samples in all. What is left out is said.
+
+    An evaluation may not take forever. Of long texts and sounds more are judged, by fewer of their windows: what a
+    verdict can be sure of grows with the rows.
+    """
     table = rows.modality.samples(rows.table, rows.column)
     if "source_row" not in table.column_names or len(table) <= MOST:
         return len(rows)
-    return min(len(rows), max(LEAST, int(table["source_row"][MOST])))
+    count = min(len(rows), MOST // WINDOWS)
+    print(f"{what}: {count:,} of {len(rows):,} long rows, by at most {MOST // count} windows of each")
+    return count
 
 
 def pairs_of(option: str, source: Data, modality: Modality) -> Pairs | None:

@@ -49,6 +49,9 @@ class Windows:
         known = [name for name in names if name != "source_row"]
         return Windows(self.rows.select_columns(known), self.column, self.source, self.start)
 
+    def select(self, index) -> "Windows":
+        return Windows(self.rows, self.column, self.source[index], self.start[index])
+
     def __len__(self) -> int:
         return len(self.source)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from triptych import probe
 from triptych.encoders.backbone import pool
 from triptych.encoders.native import make
-from triptych.evaluation.features import extract
+from triptych.evaluation.features import extract, spread_over
 from triptych.evaluation.finetune import finetune, tuned
 from triptych.evaluation.labels import Labelled, hold_out
 from triptych.evaluation.load import from_run, published
@@ -82,6 +82,8 @@ def test_a_long_text_is_the_mean_of_its_windows(tmp_path):
     windows = len(modality.samples(loaded.table, "text"))
     features, row, _ = extract(objective.backbone, loaded)
     assert windows > 2 and row.tolist() == [0, 1] and len(features["mean"]) == 2
+    fewer, row, _ = extract(objective.backbone, loaded, most=2)
+    assert row.tolist() == [0, 1] and not np.allclose(fewer["mean"][1], features["mean"][1])
 
 
 def test_a_long_sound_is_the_mean_of_windows_that_hear_all_of_it(tmp_path):
@@ -109,6 +111,15 @@ def test_a_long_sound_is_the_mean_of_windows_that_hear_all_of_it(tmp_path):
     for pooling, x in whole.x.items():
         means = [parts.x[pooling][[k for k, (j, _) in enumerate(pieces) if j == i]].mean(0) for i in range(4)]
         np.testing.assert_allclose(x, means, atol=2e-5)
+    fewer = extract(objective.backbone, load(Data(name=str(folder)), modality), most=6)  # one of each, its middle
+    np.testing.assert_allclose(fewer.x["native"], parts.x["native"][[0, 1, 3, 6]], atol=2e-5)
+
+
+def test_samples_are_spread_evenly_over_each_row():
+    owner = np.repeat([0, 2, 3], [1, 7, 3])
+    assert spread_over(owner, 1).tolist() == [0, 4, 9]
+    assert spread_over(owner, 3).tolist() == [0, 2, 4, 6, 8, 9, 10]
+    assert spread_over(owner, 9).tolist() == list(range(11))
 
 
 @pytest.mark.fault("unreadable rows in a probe", "left out of all figures", "which rows")

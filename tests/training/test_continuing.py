@@ -481,7 +481,7 @@ def test_what_cannot_judge_is_refused(tmp_path):
             judge_of("probe_data", str(tmp_path / f"{name}.parquet"), asked, objective.backbone.modality)
 
 
-def test_of_long_texts_fewer_judge(tmp_path, capsys, monkeypatch):
+def test_of_long_texts_fewer_judge_by_fewer_windows(tmp_path, capsys, monkeypatch):
     """An evaluation of documents of many windows would take longer than the training between two."""
     objective, _ = words_of()
     long = [" ".join(support.cells("text", 60)[0])] * 60
@@ -491,12 +491,23 @@ def test_of_long_texts_fewer_judge(tmp_path, capsys, monkeypatch):
     modality = objective.backbone.modality
     windows = len(modality.samples(table.select([0]), "text"))
     assert windows > 3
-    monkeypatch.setattr(online, "MOST", 30 * windows)
+    monkeypatch.setattr(online, "MOST", 80)
     made = judge_of("probe_data", str(tmp_path), Data(), modality)
-    assert [len(part) for part in made.rows if part is not None and not isinstance(part, Classes)] == [30] * 4
-    assert "of 60 and 60 long rows 30 and 30 judge" in capsys.readouterr().out
-    monkeypatch.setattr(online, "MOST", windows)
-    assert online.few(made.rows.learn.select(range(5))) == 5  # not 20
+    assert [len(part) for part in made.rows if part is not None and not isinstance(part, Classes)] == [40] * 4
+    said = capsys.readouterr().out
+    assert "to learn: 40 of 60 long rows, by at most 2 windows of each" in said and "to judge: 40 of 60" in said
+    count = 0
+
+    def counted(backbone, view, *_):
+        nonlocal count
+        count += len(view)
+
+    handle = objective.backbone.register_forward_pre_hook(lambda module, given: counted(module, *given))
+    made.see(objective.backbone, torch.device("cpu"))
+    handle.remove()
+    assert count == 2 * 80  # windows, of both kinds of rows
+    monkeypatch.setattr(online, "MOST", 30)
+    assert online.few(made.rows.learn.select(range(5)), "") == 5  # all, by six windows each
 
 
 def test_an_encoder_that_broke_is_worse_than_its_start():
