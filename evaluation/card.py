@@ -8,6 +8,7 @@ import yaml
 from triptych.encoders.native import FAMILIES
 from triptych.evaluation.card_arrays import arrays_facts, snippet
 from triptych.modalities.image_processor import resized_extent
+from triptych.training.checkpoint import best
 from triptych.training.fields import asked
 
 
@@ -35,6 +36,8 @@ def card(
     columns = asked(config.data.column)[1:] if backbone.modality.stacks else []
     facts, parts = FACTS[modality](backbone.modality, columns)
     facts |= {"Data": f"`{public(data_set, checkpoint)}`", "Checkpoint": f"`{checkpoint.name}`"}
+    if best(checkpoint.parent) == checkpoint:
+        facts["Checkpoint"] += ", the best by the run's own probe (`keep: best`)"
     if start:
         facts["Started from"] = f"`{public(start, checkpoint)}`"
     if stale:

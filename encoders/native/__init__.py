@@ -157,7 +157,9 @@ def start_from(path: str, modality: str, revision: str | None = None) -> Start:
                 print(f"init_from {path}: {left} of the file have no place in a {known_by}, and stay behind")
             return start
     except OSError as error:  # nothing there, no network, no safetensors
-        raise ValueError(f"init_from {path}: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        way = "; pickles (.bin) are not read: load it with transformers where you trust it, and save_pretrained it"
+        raise ValueError(f"init_from {path}: {said}{way * ('safetensors' in said)}") from error
     what = f"is of the family {kind!r}" if kind else "has no model_type in its config.json (timm and others have none)"
     raise ValueError(
         f"init_from {path} {what}; known are {', '.join(FAMILIES)}{nearest(kind) if kind else ''}; "

@@ -504,7 +504,7 @@ def test_files_that_are_read_and_those_that_are_refused(checkpoint, tokenizers, 
     pickled = tmp_path / "pickled"
     native.config.save_pretrained(pickled)
     torch.save(native.state_dict(), pickled / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="init_from .*safetensors"):
+    with pytest.raises(ValueError, match="init_from .*safetensors.*; pickles .* are not read: .*save_pretrained"):
         start_from(str(pickled), "text")
 
 

@@ -6,11 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import support
+import torch
 from finished import finished
+from transformers import AutoModel
 
-from triptych.encoders.native import Native, family_of, teacher_for
+from triptych.encoders.native import Native, family_of, start_from, teacher_for
 from triptych.evaluation.load import from_run, opened
-from triptych.modalities import Audio, Image, Text
+from triptych.export import export
+from triptych.modalities import MODALITIES, Audio, Image, Text
+from triptych.objectives import OBJECTIVES
+from triptych.objectives.base import Objective
 from triptych.training import starts
 from triptych.training.command_line import read
 from triptych.training.errors import UserError
@@ -39,6 +45,15 @@ def test_a_folder_stands_for_one_whole_checkpoint(read, run, capsys):
     assert read(str(run)).name == "checkpoint-2"
     with pytest.raises(UserError, match=r"checkpoint-1 is damaged \(model.safetensors has 100 bytes, not .* another"):
         read(str(run / "checkpoint-1"))
+
+
+def test_a_card_says_that_its_checkpoint_is_the_best(run, tmp_path):
+    def said(to: str) -> str:
+        return (export(str(run), str(tmp_path / to)) / "README.md").read_text()
+
+    assert "checkpoint-2`\n" in said("last") and "the best by" not in said("last again")
+    (run / "best.json").write_text(json.dumps(1))
+    assert "checkpoint-1`, the best by the run's own probe (`keep: best`)" in said("best")
 
 
 def test_a_start_says_what_it_is(run):
@@ -99,3 +114,23 @@ def test_what_the_first_convolution_of_a_run_was_made_for_is_not_changed_in_sile
         start.adapted({name: other})
     fitted = starts.RunStart(family_of("image", "vit"), {"channels": 1}, {}, None, Path("run"))
     assert fitted.adapted({}) == ({"channels": 1}, None)
+
+
+AVERAGED = [name for name, kind in OBJECTIVES.items() if kind.averaged is not Objective.averaged]
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("objective", AVERAGED)
+def test_a_teacher_of_averages_begins_at_the_start(objective, modality):
+    """It has the checkpoint's weights, as the student does; a fresh one would teach noise for many steps."""
+    folder = support.teacher(modality)
+    config = support.config(modality, objective, "run", init_from=folder, encoder={"width": 24, "depth": 1})
+    start = start_from(folder, modality)
+    config.adopt(start)
+    adapter = config.build_modality()
+    adapter.load(folder)
+    made = config.build_objective(adapter, start)
+    published = AutoModel.from_pretrained(folder).state_dict()
+    student, teacher = (family_of(modality).export(b).state_dict() for b in (made.backbone, made.averaged()))
+    torch.testing.assert_close(teacher, published, atol=1e-7, rtol=0)  # grey's weights are summed, and spread again
+    assert all(torch.equal(student[name], tensor) for name, tensor in teacher.items())
