@@ -55,6 +55,7 @@ def pretrain(config: Config | dict[str, Any] | str | os.PathLike, data: Any = No
         team.each(lambda: log.check(config.run))
         if data is not None:
             config.named(memory.name_of(data))
+        config = choice.suited(config, data, team)
         # The first rank decides whose the folder is and where the run goes on; the others are told.
         folder, start, survey = RunFolder(config.run.output_dir), None, None
         team.first(lambda: held.enter_context(folder) and None)

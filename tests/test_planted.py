@@ -1,4 +1,4 @@
-"""A recipe is code: changes of recipes that are planted here, one at a time, must each turn a test red.
+"""A recipe is code: changes of recipes, and of AST, that are planted here, one at a time, must each turn a test red.
 
 Each is a file, what stands there, what is planted instead, and the tests that are to fail; they run in a copy.
 """
@@ -20,6 +20,7 @@ SOUNDS, WRITING, STEPS = (
     "tests/modalities/test_text.py",
     "tests/training/test_engine.py",
 )
+AST, TILES = "encoders/native/ast.py", "tests/encoders/test_ast.py"
 PLANTED = {
     "crop aspect 1/9 to 9": (VIEWS, "math.log(3 / 4), math.log(4 / 3)", "math.log(1 / 9), math.log(9)", PICTURES),
     "crop area": (VIEWS, "random.uniform(*scale)\n", "scale[0]\n", PICTURES),
@@ -49,6 +50,11 @@ PLANTED = {
     "decay on everything": (ENGINE, "decay = 0.0 if", "decay = weight_decay if", STEPS),
     "decay on positions": (ENGINE, " or id(parameter) in exempt", "", STEPS),
     "base rate by 64": ("training/loop.py", "self.batch / 256", "self.batch / 256 / 64", STEPS),
+    "corners for centres": (AST, 'mode="bilinear")', 'mode="bilinear", align_corners=True)', TILES),
+    "table cut at its head": (AST, "extent[axis] // 2 - grid[axis] // 2", "0", TILES),
+    "leads exchanged": (AST, *("cls_token", "distillation_token"), TILES),
+    "one of two leads pooled": (AST, 'pooling = "leads"', 'pooling = "lead"', TILES),
+    "values not normalised": (AST, "processor.std if normal else 0.5", "processor.std", TILES),
     "no rate scale": (ENGINE, 'rate) * group["scale"]', "rate)", STEPS),
 }
 

@@ -12,6 +12,7 @@ gives for ten data sets.
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from triptych.training.engine import global_batch, pick_device
 from triptych.training.finding import find
 from triptych.training.loader import Order
 from triptych.training.ranks import Team
-from triptych.training.settings import GIVEN, Config, flatten, shipped_recipe
+from triptych.training.run_folder import read_config
+from triptych.training.settings import GIVEN, Config, flatten, folder_for, shipped_recipe
 from triptych.training.sources import print_once, rows_of
 
 LADDER = ((128, 2, 4), (192, 2, 4), (192, 4, 4), (256, 6, 4), (384, 12, 6), (768, 12, 12), (1024, 24, 16))
@@ -40,7 +42,37 @@ TRAINED = 0.93  # of the minutes are steps; the rest reads, looks, evaluates and
 EPOCHS = 100  # at most: what is seen more often is learned by heart
 JUDGED = 5  # minutes from which on the data's own labels, where it has some, judge the encoder beside its start
 SHORT = 300  # steps below which little can be learned from nothing
+# Of few samples of a modality, another objective than `simclr`: contrast tells each from every other, learns these by
+# heart, and evens out the few directions by which classes differ (docs/sizes.md).
+OF_FEW = {"audio": "byol"}
 NAMES = ("modality.name", "objective.name", "minutes")  # chosen while arguments are parsed
+
+
+def suited(config: Config, data: Any, team: Team) -> Config:
+    """The configuration with the objective that suits few samples, where nobody named one; the first rank decides.
+
+    It comes before the run's folder, which is named by it. A run that has begun keeps its own.
+    """
+    usual, other = config.objective["name"], OF_FEW.get(config.modality["name"])
+    named = config.origin.get("objective.name") != "chosen" or any(k.startswith("objective.") for k in config.given)
+    if other is None or named or not left_open(config):
+        return config
+
+    def place(name: str) -> str:
+        return config.run.output_dir if "output_dir" in config.given else folder_for(config.data.name, name)
+
+    def found() -> str:
+        for file in (Path(place(name)) / "config.yaml" for name in (usual, other)):
+            if file.is_file():
+                return read_config(file).get("objective", {}).get("name", usual)
+        survey, _ = surveyed(config, data)
+        return other if survey is not None and few(survey.rows, config.build_modality().samples_of(survey)) else usual
+
+    if (name := team.first(found)) not in (usual, other):
+        return config  # the folder holds a run that was told its own, which is refused there
+    made = chosen_for(config, {"objective.name": name})
+    made.run.output_dir = place(name)
+    return made
 
 
 def decide(config: Config, data: Any, team: Team) -> tuple[Config, Survey | None]:
@@ -76,23 +108,29 @@ def left_open(config: Config) -> bool:
 
 def look(config: Config, data: Any, ranks: int) -> dict[str, Any] | None:
     """What the data measures, as plain data, and what is `chosen` for it; None where nothing can be told of it."""
-    run, adapter = config.run, config.build_modality()
-    with memory.held(config.data.name if data is None else data, adapter) as name:
-        config.data.name, before = name, config.data.name
-        try:
-            source = find(config.data, adapter)
-            rows, _ = rows_of(source, config.data, adapter, config.data.split)
-            survey = adapter.survey(rows.table.select_columns([rows.column]), rows.column)
-        finally:
-            config.data.name = before
+    run = config.run
+    survey, label = surveyed(config, data)
     if survey is None:
         return None
     speed = None if run.minutes is None else reached(pick_device(run), run.bf16 is True) * ranks
     chosen = options(config, survey, speed, ranks)
     judged = data is None and run.minutes is not None and run.minutes >= JUDGED
-    if judged and rows.label and "probe_data" not in config.given:
+    if judged and label and "probe_data" not in config.given:
         chosen["probe_data"] = config.data.name
     return vars(survey) | {"chosen": chosen}
+
+
+def surveyed(config: Config, data: Any) -> tuple[Survey | None, str | None]:
+    """What the data measures, where anything can be told of it, and its column of labels, if it has one."""
+    adapter = config.build_modality()
+    with memory.held(config.data.name if data is None else data, adapter) as name:
+        config.data.name, before = name, config.data.name
+        try:
+            source = find(config.data, adapter)
+            rows, _ = rows_of(source, config.data, adapter, config.data.split)
+            return adapter.survey(rows.table.select_columns([rows.column]), rows.column), rows.label
+        finally:
+            config.data.name = before
 
 
 def chosen_for(config: Config, options: dict[str, Any]) -> Config:

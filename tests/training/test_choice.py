@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 
 import datasets
@@ -284,3 +285,38 @@ def test_ranks_are_told(launch, tmp_path):
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert stored["modality"]["name"] == "text" and stored["modality"]["max_length"] == 32
     assert math.log2(stored["per_device_train_batch_size"]).is_integer()
+
+
+def of_few_sounds(argv: list[str], folder: str) -> None:
+    os.chdir(folder)
+    run(argv)
+
+
+def test_of_few_sounds_an_objective_without_negatives_is_chosen_and_continued(launch, tmp_path):
+    """Its folder is called by it, so the same word finds it; a name or an option of another goes before."""
+    (tmp_path / "barks").mkdir()
+    for i in range(12):
+        (tmp_path / "barks" / f"{i}.wav").write_bytes(support.encoded(support.tone(0.3, pitch=200 + 50 * i)))
+    more = "--device cpu --report_to none --report false --dataloader_num_workers 0 --save_steps 1".split()
+    word = ["--data", "barks", "--minutes", "0.02", *more]
+    first = launch(of_few_sounds, 1, argv=word, folder=str(tmp_path))
+    first.results()
+    assert "--objective byol" in first.output() and [p.name for p in (tmp_path / "runs").iterdir()] == ["barks-byol"]
+    stored = yaml.safe_load((tmp_path / "runs/barks-byol/config.yaml").read_text())
+    assert stored["objective"]["name"] == "byol" and stored["origin"]["objective.name"] == "chosen"
+    assert stored["objective"]["scale"] == [0.3, 0.6] and stored["objective"]["predictor_rate"] == 10
+    again = launch(of_few_sounds, 1, argv=word, folder=str(tmp_path))
+    again.results()
+    assert "is finished" in again.output()
+    for given, name in ((["--objective", "simclr"], "simclr"), (["--objective.temperature", "0.5"], "simclr")):
+        other = launch(of_few_sounds, 1, argv=[*word, *given, "--output_dir", given[-1]], folder=str(tmp_path))
+        other.results()
+        assert yaml.safe_load((tmp_path / given[-1] / "config.yaml").read_text())["objective"]["name"] == name
+
+
+def test_a_text_of_middle_length_is_whole_whatever_the_budget():
+    def window(middle: int, most: int) -> int:
+        measures = {"tokens": middle, "most": most, "mean": middle, "whole": 1e6}
+        return chosen("text", measures, minutes=5)["modality.max_length"]
+
+    assert [window(*x) for x in ((28, 50), (58, 100), (242, 700), (1e5, 2e5), (20, 900))] == [64, 64, 256, 256, 64]
