@@ -39,7 +39,7 @@ SAMPLES, VIEWS = 100_000, 2  # that a run is to see, and how often each is encod
 WIDTH = 128  # of the shipped recipes: their rate is divided by the width over it (Yang et al. 2022, table 3, Adam)
 BATCHES = ((0, 1), (4e6, 2), (2e7, 4), (8e7, 8))  # parameters from which on the recipe's batch is so many times larger
 TRAINED = 0.93  # of the minutes are steps; the rest reads, looks, evaluates and writes
-EPOCHS = 100  # at most: what is seen more often is learned by heart
+EPOCHS, EPOCHS_OF_FEW = 100, 30  # at most: what is seen more often is learned by heart, the few of `OF_FEW` sooner
 JUDGED = 5  # minutes from which on the data's own labels, where it has some, judge the encoder beside its start
 SHORT = 300  # steps below which little can be learned from nothing
 # Of few samples of a modality, another objective than `simclr`: contrast tells each from every other, learns these by
@@ -239,13 +239,20 @@ def settle(
         if strength(origin, "minutes") >= strength(origin, "num_train_epochs"):
             an_epoch = max(1, len(divided[0].table) // global_batch(run, team.count))
             steps = int(60 * run.minutes * TRAINED / found.seconds)
-            run.max_steps, origin["max_steps"] = max(1, min(steps, EPOCHS * an_epoch)), "chosen"
+            epochs = EPOCHS_OF_FEW if of_few(config) else EPOCHS
+            run.max_steps, origin["max_steps"] = max(1, min(steps, epochs * an_epoch)), "chosen"
     if survey is not None:
         for line in table(config, survey, objective, len(divided[0].table), found, device, team.count):
             print_once(line)
     if found is not None:
         for line in warnings(config, len(rows), len(divided[0].table), found):
             print_once(line)
+
+
+def of_few(config: Config) -> bool:
+    """Was the objective chosen because samples are few?"""
+    chosen = config.origin.get("objective.name") == "chosen"
+    return chosen and config.objective["name"] == OF_FEW.get(config.modality["name"])
 
 
 def strength(origin: dict[str, str], key: str) -> int:
