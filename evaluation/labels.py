@@ -15,6 +15,7 @@ from triptych.training.sources import Rows, judged, load, split_called, splits_o
 
 FEW = 20  # classes that need no second look
 FOLDS = 5  # one of so many parts is held out to judge
+FEW_GROUPS = 4  # that judge; the standard error of so few is itself hardly known
 BETWEEN = "|"  # what stands between the labels of a row in one word
 
 
@@ -266,6 +267,8 @@ def splits(
     numbers = None if known is None else np.unique(known, return_inverse=True)[1]
     if numbers is not None and not numbers.any():
         print(f"all {len(test):,} rows to judge are of one {group_of(test)}: no difference is sure of another")
+    elif numbers is not None and (count := int(numbers.max()) + 1) < FEW_GROUPS:
+        print(f"only {count} groups ({group_of(test)}) judge: what is called sure may be so of these alone")
     return Labelled(train.select(pick), test, found, y, test_y, numbers)
 
 

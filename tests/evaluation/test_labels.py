@@ -131,6 +131,16 @@ def test_groups_are_of_columns_files_and_folders(tmp_path, capsys):
             groups_of(rows_of(folder, group=asked), "here")
 
 
+def test_so_few_groups_that_no_error_is_known_are_pointed_at(tmp_path, capsys):
+    for count, said in ((10, "only 2 groups (who) judge: what is called sure may"), (40, "")):
+        columns = {"who": lambda p, i: f"p{p}", "label": lambda p, i: p % 2}
+        data = patients(tmp_path / str(count), count=count, each=6, **columns)
+        found = splits(Data(name=data, group="who"), finished_modality(), "train", None, 1000)
+        output = capsys.readouterr().out
+        assert said in output and ("groups (who)" in output) == bool(said)
+        assert len(np.unique(found.groups)) == count // 5
+
+
 def test_groups_are_held_out_of_training_whole():
     names = np.array([f"p{i // 5}" for i in range(5000)])
     learn, held = held_out(5000, 0.1, names)
