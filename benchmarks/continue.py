@@ -40,7 +40,6 @@ RECIPES = {
     "full_rate": {"learning_rate": 1e-3, "train_last": "null", "head_steps": 0, "trunk_scale": 1.0},
     "all_blocks": {"train_last": "null", "trunk_scale": 0.1},
     "last_blocks": {"train_last": 2, "trunk_scale": 0.3},
-    "gentle": {"trunk_scale": 0.03},
     "diet": {"objective": "diet", "adam_beta2": 0.999, "head_steps": 100},  # its head has a class a sample to learn
     "byol": {"objective": "byol", "learning_rate": 3e-4},
     "mae": {"objective": "mae", "learning_rate": 1e-4},
