@@ -162,6 +162,20 @@ def test_overlapping_patches_are_tiles_with_a_stride(strides, tmp_path):
     assert again.processor().max_length == second["max_length"] == 61
 
 
+def test_a_processor_that_does_not_normalise_gives_its_values_as_they_are(tmp_path):
+    from transformers import ASTFeatureExtractor
+
+    overlapping(tmp_path)
+    extractor = ASTFeatureExtractor(num_mel_bins=38, max_length=61, mean=-4.0, std=3.0, do_normalize=False)
+    extractor.save_pretrained(tmp_path)
+    audio = started(tmp_path)[1].modality
+    wave = 0.1 * torch.randn(20_000).numpy()
+    values = extractor(wave, sampling_rate=16_000, return_tensors="pt")["input_values"]
+    tiles = audio.cut(values.transpose(1, 2)[:, None, :, : audio.extent[1]])["data"]
+    view = audio.prepare(audio.collate([audio.padded(wave, audio.window)], torch.arange(1)))
+    torch.testing.assert_close(view.data, tiles, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("argument", [{"order": "post"}, {"mlp": "gated"}, {"theta": 1e4}, {"biases": ("query",)}])
 def test_what_the_native_class_cannot_say_is_refused_before_training(argument):
     with pytest.raises(ValueError, match=f"encoder.{next(iter(argument))} .*: the native class ASTModel has .* only"):
