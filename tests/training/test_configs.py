@@ -32,8 +32,8 @@ def run_all(folder: str, files: list[str]) -> dict[str, str]:
             argv += " --modality.vocab_size 300"
         needed = support.needed(settings(file).get("objective", {}).get("name", "mae"), name)
         argv += "".join(f" --{key} {value}".replace(", ", ",") for key, value in needed.items())
-        if "train_last" in settings(file):
-            argv += " --train_last 1 --head_steps 1"  # the tiny encoder has no more blocks, and the run two steps
+        # The tiny encoder has no more blocks, and the run two steps.
+        argv += "".join(f" --{key} 1" for key in ("train_last", "head_steps") if key in settings(file))
         try:
             train.main(argv.split())
             ended[file] = ""
