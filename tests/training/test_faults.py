@@ -84,7 +84,7 @@ def test_wrong_commands(situation, command, says, here, tmp_path, monkeypatch):
         ({"modality": {"name": None}}, "modality 'None' is not one of"),
         ({"output_dir": "a\0b"}, "holds a NUL"),
         ({"output_dir": ""}, "is an empty word"),
-        ({"seed": object()}, "seed is a object"),
+        ({"seed": range(2)}, "seed is a range"),
         ({"objective": {"mask": 3}}, "objective.mask is a group"),
         ({3: 4}, "no option '3'"),
     ],
