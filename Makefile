@@ -2,7 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 MODALITY ?= image
 START ?=
+# Processes that run tests side by side; one test starts up to four more.
+WORKERS ?= 2
 BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
@@ -21,13 +24,16 @@ $(BIN)/.installed-%: $(BIN)/.installed
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-quick: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-slow: install
+	$(PYTEST) -m slow
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-.PHONY: install quickstart test test-quick lint
+.PHONY: install quickstart test test-quick test-slow lint

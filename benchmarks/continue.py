@@ -37,6 +37,7 @@ RECIPES = {
     "recipe": {},
     "trivial": {"modality.augmentation": "span", "objective.scale": "[0.5, 0.5]"},
     "masked": {"objective": "masked", "learning_rate": 3e-5},
+    "masked_first": {},  # `masked`, and then the recipe from what it has left
     "full_rate": {"learning_rate": 1e-3, "train_last": "null", "head_steps": 0, "trunk_scale": 1.0},
     "all_blocks": {"train_last": "null", "trunk_scale": 0.1},
     "last_blocks": {"train_last": 2, "trunk_scale": 0.3},
@@ -44,6 +45,7 @@ RECIPES = {
     "byol": {"objective": "byol", "learning_rate": 3e-4},
     "mae": {"objective": "mae", "learning_rate": 1e-4},
 }
+FIRST = {"masked_first": "masked"}
 # How others continue the same start on as many samples (benchmarks/continue_peers.py), where `recipe` was run before.
 PEERS = ("simcse", "tsdae", "lightly")
 SOUND = ["--config", str(ROOT / "configs" / "audio_mae.yaml"), "--max_steps=800", "--report_to=none"]
@@ -104,15 +106,21 @@ def cell(name: str, recipe: str, args):
     if began == "an4" and not start.is_dir():
         start = args.work / "an4"
         given = {"data": args.shared / "an4", "output_dir": start, "device": args.device}
-        train([*SOUND, *(f"--{k}={v}" for k, v in given.items())], args.threads)
+        train([*SOUND, *listed(given)], args.threads)
     options = {"data": data, "init_from": start, "output_dir": run, "device": args.device, "report_to": "none"}
     recipe, _, seed = recipe.partition("#")
-    options |= {"probe_data": data, "keep": "best"} | size | RECIPES[recipe] | ({"seed": seed} if seed else {})
-    clock = time.time()
-    said = train([f"--{k}={v}" for k, v in options.items()], args.threads)
+    options |= {"probe_data": data, "keep": "best"} | size | ({"seed": seed} if seed else {})
+    clock, theirs = time.time(), None
+    if recipe in FIRST:
+        before = run.with_name(f"{run.name}-first")
+        train(listed(options | RECIPES[FIRST[recipe]] | {"output_dir": before}), args.threads)
+        options["init_from"] = before
+    said = train(listed(options | RECIPES[recipe]), args.threads)
     minutes = round((time.time() - clock) / 60, 1)
-    yield from judged(data, run, args)
-    yield from kept(args.shared / other, run, args)
+    if recipe in FIRST:  # the run's own start is what the first has left
+        theirs = encoders(run)[1] | {"start": encoders(before)[1]["start"]}
+    yield from judged(data, run, args, theirs)
+    yield from kept(args.shared / other, run, args, theirs)
     verdict = [line for line in said.splitlines() if line.startswith(f"on {data}: ")][-1]
     yield {"minutes": minutes, "verdict": verdict.removeprefix(f"on {data}: ")}
 
@@ -147,6 +155,10 @@ def peer(name: str, recipe: str, args):
     yield from judged(data, run, args, theirs)
     yield from kept(args.shared / other, run, args, theirs)
     yield {"minutes": minutes, "verdict": "beside ours, which stands under best"}
+
+
+def listed(options: dict) -> list[str]:
+    return [f"--{key}={value}" for key, value in options.items()]
 
 
 def train(options: list[str], threads: int) -> str:

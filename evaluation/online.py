@@ -37,6 +37,7 @@ LEAST = 20  # rows to judge on; of fewer, half of which are printed, nothing can
 GROUPS = 4  # likewise, of groups: so that each half has two, which differ
 RESAMPLES = 200
 SEEN = 256  # samples of which the features' own figures are made
+BATCH = 64  # of these; without gradients many fit
 PAIR = ("sentence1", "sentence2", "score")  # columns of pairs, as sets of sentence similarity have them
 CHOOSE, SHOW = slice(0, None, 2), slice(1, None, 2)  # rows that choose a checkpoint, and those of printed figures
 
@@ -318,7 +319,7 @@ def watch(config: Config, objective, rows: Rows, device: torch.device) -> Online
         judge = None  # the data's own labels, which nobody has asked to judge
         print_once(f"its labels do not judge the encoder: {one_line(error)}")
     keep = judge_of("probe_keep", run.probe_keep, config.data, modality)
-    own = Unlabelled(list(two_views(config, objective, rows)), modality) if run.init_from and judge is None else None
+    own = Unlabelled(list(two_views(objective, rows)), modality) if run.init_from and judge is None else None
     return OnlineProbe(device, judge, keep, own) if judge or keep or own else None
 
 
@@ -386,12 +387,12 @@ def pairs_of(option: str, source: Data, modality: Modality) -> Pairs | None:
     return Pairs(source.name, (rows, dataclasses.replace(rows, column=PAIR[1])), scores[good])
 
 
-def two_views(config: Config, objective, rows: Rows) -> Iterator[list]:
+def two_views(objective, rows: Rows) -> Iterator[list]:
     """Two strong views of some samples, in batches: always the same ones."""
-    modality, size = objective.backbone.modality, config.run.per_device_train_batch_size
+    modality = objective.backbone.modality
     index = np.random.RandomState(0).permutation(len(rows))[:SEEN]
     table = modality.samples(rows.table.select(index), rows.column)
     specs = tuple(ViewSpec(scale=objective.views[0].scale, strength="strong", index=i) for i in range(2))
     samples = Samples(table, rows.column, modality, specs, 0, len(table))
-    for at in range(0, min(SEEN, len(table)), size):
-        yield samples.__getitems__([(0, i) for i in range(at, min(at + size, SEEN, len(table)))])["views"]
+    for at in range(0, min(SEEN, len(table)), BATCH):
+        yield samples.__getitems__([(0, i) for i in range(at, min(at + BATCH, SEEN, len(table)))])["views"]

@@ -6,6 +6,7 @@ turns a survey and a budget into a recipe is `training/choice.py`.
 
 import io
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,9 @@ COLUMNS = (4, 8, 16)  # frames of a tile of all mel bins: full-height columns le
 LONGEST = 10.0  # seconds of a window
 LENGTHS = (32, 512)  # tokens of a window, least and most
 WHOLE = 256  # tokens of a window, in which the middle text is whole if it has no more
-CHARACTERS = 4.0  # of a token, about: byte-level BPE of 8,192 words on English
+CHARACTERS = 4.0  # of a token, about: byte-level BPE of 8,192 words on English, French, German or Russian
+# Chinese, Japanese and Korean signs have about two to a token: 2.1 and 2.5 of a Chinese and a Japanese text.
+IDEOGRAPHS = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 LOOKED = {"pictures": 64, "sounds": 256, "heard": 16, "texts": 512}  # rows
 
 
@@ -175,14 +178,14 @@ def sound_sizes(survey: Survey, pieces: float, given: dict[str, Any]) -> dict[st
 
 
 def read_texts(rows, column: str) -> Survey | None:
-    """Length of some texts, in characters and about so many tokens."""
+    """Length of some texts, in about so many tokens."""
     cells = [rows[i][column] for i in spread(len(rows), LOOKED["texts"])]
-    lengths = [len(text) for text in cells if isinstance(text, str) and text.strip()]
-    if not lengths:
+    texts = [text for text in cells if isinstance(text, str) and text.strip()]
+    if not texts:
         return None
-    tokens = np.array(lengths) / CHARACTERS
+    tokens = np.array([len(text) + len(IDEOGRAPHS.findall(text)) for text in texts]) / CHARACTERS
     low, middle, most, high = np.quantile(tokens, [0, 0.5, 0.9, 1])
-    whole = float(tokens.mean()) * len(rows) * len(lengths) / len(cells)
+    whole = float(tokens.mean()) * len(rows) * len(texts) / len(cells)
     return Survey(
         len(rows),
         f"{max(1, low):,.0f} to {high:,.0f} tokens (middle {middle:,.0f})",

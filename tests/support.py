@@ -19,7 +19,8 @@ import torch
 
 # Imported once, in the server from which ranks are forked: a rank then starts in a fraction of a second.
 PRELOAD = ["torch", "deepspeed", "datasets", "transformers", "torchvision"]
-PRELOAD += ["triptych.train", "triptych.training.loop", "triptych.encoders.native"]
+PRELOAD += ["triptych.train", "triptych.training.loop", "triptych.encoders.native", "triptych.evaluation.online"]
+PRELOAD += ["pytest", "transformers.models.auto"]  # what files of tests import
 # What ZeRO would import for itself in every rank: it compiles a function, for which torch loads its compiler.
 PRELOAD += ["deepspeed.runtime.zero.muon.muon_optimizer"]
 ROOT = Path(__file__).parents[1]

@@ -320,3 +320,12 @@ def test_a_text_of_middle_length_is_whole_whatever_the_budget():
         return chosen("text", measures, minutes=5)["modality.max_length"]
 
     assert [window(*x) for x in ((28, 50), (58, 100), (242, 700), (1e5, 2e5), (20, 900))] == [64, 64, 256, 256, 64]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("a word or two more. ", 5), ("我们学习文字", 3), ("ことばをまなぶ。", 3.75)]
+)
+def test_tokens_of_a_text_are_estimated_in_any_writing(text, tokens):
+    """Byte-level BPE of 8,192 words makes a token of 4.1 to 4.5 letters, and of 2.1 to 2.5 ideographs or kana."""
+    found = MODALITIES["text"]().survey(datasets.Dataset.from_dict({"text": [100 * text]}), "text")
+    assert found.measures["mean"] == pytest.approx(100 * tokens)

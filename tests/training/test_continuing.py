@@ -516,8 +516,7 @@ def test_an_encoder_that_broke_is_worse_than_its_start():
     table = datasets.Dataset.from_dict({"text": support.cells("text", 60)[0], "label": [i % 2 for i in range(60)]})
     rows = Rows(table, "text", "label", "texts", modality)
     y = np.arange(60) % 2
-    config = support.config("text", "simclr", "run")
-    own = Unlabelled(list(two_views(config, objective, rows)), modality)
+    own = Unlabelled(list(two_views(objective, rows)), modality)
     parts = (
         Labels("texts", Labelled(rows, rows, Classes(["0", "1"]), y, y, None)),
         Pairs("pairs", (rows, rows), y.astype(float)),
