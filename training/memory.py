@@ -39,7 +39,8 @@ def tables(data: Any, modality: Modality) -> dict[str, Any]:
 
     Args:
         data: a `Dataset` or a `DatasetDict`; values that the modality takes (`Modality.cell`), one a sample; or a
-            dictionary of columns, of which the one named after the modality holds the samples.
+            dictionary of columns, or a frame (pandas, polars, Arrow), of which the one named after the modality holds
+            the samples.
         modality: says what a value may be.
     """
     import datasets
@@ -53,7 +54,16 @@ def tables(data: Any, modality: Modality) -> dict[str, Any]:
         if data and all(isinstance(part, datasets.Dataset) for part in data.values()):
             return dict(data)
         return {"train": _columns(data, modality)}
+    if hasattr(data, "columns"):  # of a frame; as values in a row, those of pandas are the names of its columns
+        names = getattr(data, "column_names", data.columns)  # Arrow's `columns` are the values
+        return {"train": _columns({name: _plain(data[name]) for name in names}, modality)}
     return {"train": _columns({name_of_modality(modality): data}, modality)}
+
+
+def _plain(column: Any) -> list[Any]:
+    """A column of a frame (pandas, polars, Arrow); what is missing in it is None."""
+    values = column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+    return [None if type(v).__name__ in ("NAType", "NaTType") or isinstance(v, float) and v != v else v for v in values]
 
 
 def _columns(data: Mapping[str, Any], modality: Modality):
@@ -77,15 +87,20 @@ def _columns(data: Mapping[str, Any], modality: Modality):
         parts = [cells[start : start + AT_ONCE] for start in range(0, len(cells), AT_ONCE)]
         made = datasets.concatenate_datasets([datasets.Dataset.from_dict({name: p}, features=features) for p in parts])
         made = made.cast_column(name, kind)
-    others = {key: list(column) for key, column in data.items() if key != name}
+    others = {key: _plain(column) for key, column in data.items() if key != name}
+    beside = [made]
     for key, column in others.items():
         if len(column) != len(cells):
             raise UserError(f"data: {len(column)} values in {key!r}, {len(cells)} in {name!r}: give one a sample")
-    return datasets.concatenate_datasets([made, datasets.Dataset.from_dict(others)], axis=1) if others else made
+        try:
+            beside.append(datasets.Dataset.from_dict({key: column}))
+        except (ValueError, TypeError) as error:  # Arrow's are among them
+            raise UserError(f"data: {key!r} is no column of values of one kind: {one_line(error)}") from error
+    return datasets.concatenate_datasets(beside, axis=1) if others else made
 
 
 def _cell(modality: Modality, value: Any, number: int) -> Any:
     try:
         return modality.cell(value)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TypeError, RuntimeError) as error:  # the last two are torch's
         raise UserError(f"data: sample {number}: {one_line(error)}") from error

@@ -4,9 +4,11 @@ import io
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 import soundfile
 import support
+import torch
 from finished import finished
 from PIL import Image as pillow
 
@@ -83,6 +85,8 @@ def test_a_text_is_words_or_a_file_of_them(tmp_path):
         ("image", [], "no samples"),
         ("image", {"pictures": PIXELS}, "has its samples in 'image'; there are pictures"),
         ("image", {"image": PIXELS, "label": [1, 2]}, "2 values in 'label', 6 in 'image'"),
+        ("image", {"image": PIXELS[:2], "label": ["a", 1]}, "'label' is no column of values of one kind"),
+        ("image", [torch.zeros(8, 8, requires_grad=True)], "sample 0: .* requires grad"),
         ("audio", [np.zeros(900)], r"a wave with its rate: \(wave, 16000\)"),
         ("audio", [(np.zeros(900), "fast")], "rate of a wave .* not 'fast'"),
         ("audio", [(np.zeros((2, 900)), 8000)], r"\[samples channels\], this one is \[2, 900\]"),
@@ -94,6 +98,17 @@ def test_a_text_is_words_or_a_file_of_them(tmp_path):
 def test_what_is_no_sample_is_named(modality, data, words):
     with pytest.raises(UserError, match=words):
         tables(data, MODALITIES[modality](*((16, 4) if modality == "image" else ())))
+
+
+def test_a_frame_is_its_columns():
+    import pandas
+
+    text = MODALITIES["text"]()
+    columns = {"text": ["a", None, "c"], "label": pandas.array([1, None, 0], dtype="Int64"), "kind": ["x", None, "y"]}
+    frame = pandas.DataFrame(columns, index=[5, 6, 7]).astype({"kind": "category"})
+    for data in (frame, columns, pyarrow.Table.from_pandas(frame, preserve_index=False)):
+        (table,) = tables(data, text).values()
+        assert table.to_dict() == {"text": ["a", None, "c"], "label": [1, None, 0], "kind": ["x", None, "y"]}
 
 
 def test_it_is_known_by_its_name_as_long_as_it_is_held():
