@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +78,8 @@ def _value(value: Any, names: list[str] | None, column: str) -> Any:
         return value.strip()  # of tables made by hand
     if isinstance(value, bool):
         return value
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | Decimal):  # databases write decimals
+        value = value if isinstance(value, int) else float(value)
         if not math.isfinite(value):
             return None
         return int(value) if float(value).is_integer() else value

@@ -45,9 +45,14 @@ def asked(*names: str | None) -> list[str]:
 
 
 def labels_joined(table, label: str | None):
-    """The table with the column of labels; of several, `a,b`, one of the names of those that are 1 in a row."""
-    if label is None or label in table.column_names:
+    """The table with the column of labels; of several, `a,b`, one of the names of those that are 1 in a row.
+
+    Of a column of vectors of 0 and 1 (one-hot, multi-hot) the names are places, from 0.
+    """
+    if label is None:
         return table
+    if label in table.column_names:
+        return _of_places(table, label)
     columns = [part.strip() for part in label.split(BETWEEN)]
     for column in columns:
         if column not in table.column_names:
@@ -59,6 +64,24 @@ def labels_joined(table, label: str | None):
 
     values = marked({column: table[column][:] for column in columns})
     return table.add_column(label, values, feature=datasets.List(datasets.Value("string")))
+
+
+def _of_places(table, label: str):
+    """The table whose labels are lists of names, where they were vectors of 0 and 1, all of one length."""
+    dtype = getattr(getattr(table.features[label], "feature", None), "dtype", None)
+    if not isinstance(dtype, str) or not dtype.startswith(("bool", "int", "uint", "float")):
+        return table
+    if hasattr(table.features[label].feature, "names"):
+        return table
+    import datasets
+
+    rows = table[label][:]
+    wide = {len(row) for row in rows if row is not None}
+    if len(wide) != 1 or wide == {1} or any(v not in (0, 1) for row in rows if row for v in row if not nothing(v)):
+        return table
+    values = marked({str(i): [None if row is None else row[i] for row in rows] for i in range(*wide)})
+    feature = datasets.List(datasets.Value("string"))
+    return table.remove_columns(label).add_column(label, values, feature=feature)
 
 
 def marked(columns: dict[str, list[Any]]) -> list[list[str] | None]:

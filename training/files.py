@@ -187,9 +187,9 @@ def walk(folder: str, leave: Callable[..., None], within: str = "", above: tuple
         name = within + entry.name
         if hidden(entry.name):
             leave("hidden", name)
-        elif entry.is_dir():
+        elif os.path.isdir(entry.path):  # `entry` raises for links that go to each other
             yield from walk(entry.path, leave, name + "/", (*above, real))
-        elif entry.is_file():
+        elif os.path.isfile(entry.path):
             yield File(entry.path, name)
         else:
             leave("broken links or no files", name)

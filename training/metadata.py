@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from triptych.training.errors import UserError
 from triptych.training.files import TABLES, File, Source, called_alone, numbered, some, table_of
@@ -23,16 +24,23 @@ def metadata_of(source: Source, samples: list[File], about: list[File]) -> tuple
     rows: dict[str, dict[str, Any]] = {}
     columns: list[str] = []
     known = {file.name for file in samples}
+    alike = _by_likeness(known)
+    root = os.path.abspath(source.root or "")
+
+    def placed(folder: str, value: str | None) -> str:
+        place = _place(folder, value, root)
+        return place if place in known else alike.get(_likeness(place), place)
+
     for table in about:
         read = read_files(source, table.table, [table])
         folder = "/".join((*table.folders, ""))
         here = {name for name in known if name.startswith(folder)}
         strings = [c for c, f in read.features.items() if holds_text(f)]
-        places = {column: [_place(folder, value) for value in read[column][:]] for column in strings}
+        places = {column: [placed(folder, value) for value in read[column][:]] for column in strings}
         if not any(here & set(values) for values in places.values()):
             # Without the folder, or the suffix: what but one file is called.
             short = called_alone(here)
-            places = {c: [short.get(_place("", value), value or "") for value in read[c][:]] for c in strings}
+            places = {c: [short.get(_place("", value, root), value or "") for value in read[c][:]] for c in strings}
             if not any(here & set(values) for values in places.values()):
                 places |= (found := _by_number(read, numbered(short)))
                 source.notes += [f"{table.name}: numbers in column {c!r} are taken for names of files" for c in found]
@@ -70,5 +78,22 @@ def _by_number(table, numbers: dict[int, str]) -> dict[str, list[str]]:
     return {}
 
 
-def _place(folder: str, value: str | None) -> str:
-    return os.path.normpath(folder + posix(value or ""))
+def _place(folder: str, value: str | None, root: str) -> str:
+    """The name within the source of what a table calls so, whole paths too; also where the folder was elsewhere."""
+    path = posix((value or "").strip())
+    if path.startswith(root + "/"):
+        return os.path.normpath(path[len(root) + 1 :])
+    if os.path.isabs(path) or path[1:3] == ":/":
+        return os.path.normpath(path.rpartition(f"/{os.path.basename(root)}/")[2])
+    return os.path.normpath(folder + path)
+
+
+def _likeness(name: str) -> str:
+    """What names have in common that differ in capitals, or in how an accent is written (macOS takes it apart)."""
+    return normalize("NFC", normalize("NFC", name).casefold())
+
+
+def _by_likeness(names: set[str]) -> dict[str, str]:
+    """Names by it, of which no other is alike."""
+    count = Counter(map(_likeness, names))
+    return {like: name for name in names if count[like := _likeness(name)] == 1}

@@ -9,6 +9,7 @@ from typing import Any
 from triptych.training.files import opened, uncompressed
 
 LINES = 1_000_000  # of a file whose quotes are looked at
+WHOLE = 2**14  # characters; a head of fewer is the whole file
 LONGEST = 2**31 - 1  # characters of a cell
 
 
@@ -27,24 +28,56 @@ def separation(path: str, head: str, encoding: str) -> tuple[dict[str, Any], lis
         notes.append(f"its separator is {made['sep']!r}")
     separator = made.get("sep", ",")
     rows = cells(head, separator)
+    if rows and len(rows[0]) > 1 and all(name[:1] == " " for name in rows[0][1:]):
+        made["skipinitialspace"] = True
+        rows = cells(head, separator, True)
+    if "quoting" not in made:
+        notes += names_of_rows(rows, separator)
     if ends_in_separators(rows):
         made["index_col"] = False
     if separator != "," and has_decimal_commas(rows[1:]):
         made["decimal"] = ","
         notes.append("its numbers have a decimal comma")
+    if zeros := begin_with_zeros(rows):
+        notes.append(f"numbers in column {zeros!r} begin with zeros, which are not kept: 007 is 7")
     if "quoting" not in made and (line := open_quote(path, encoding, separator)):
         notes.append(f"a quote in line {line} may make one row of several: within a cell it is to be doubled")
     return made, notes
 
 
-def cells(head: str, separator: str) -> list[list[str]]:
+def cells(head: str, separator: str, spaced: bool = False) -> list[list[str]]:
     """Cells of the first rows, names of columns too; none of a head that cannot be parted, which is said at reading."""
-    lines = head.lstrip("\ufeff").splitlines(keepends=True)
+    lines = io.StringIO(head.lstrip("\ufeff"), newline="")  # no other breaks of Unicode
     try:
-        rows = csv.reader(lines[:-1] if len(lines) > 2 else lines, delimiter=separator)  # the last one may be cut
-        return [row for row in rows if row]
+        rows = [row for row in csv.reader(lines, delimiter=separator, skipinitialspace=spaced) if row]
     except csv.Error:
         return []
+    return rows[:-1] if len(head) >= WHOLE and len(rows) > 2 else rows  # the last one may be cut
+
+
+def names_of_rows(rows: list[list[str]], separator: str) -> list[str]:
+    """What is to be said of rows with more cells than there are names of columns: all begin with a name of the row.
+
+    pandas takes the first cells for such names as soon as the first row has more. Refuses rows that do not all have
+    them: a cell that holds the separator is not quoted, and what stands before it would be lost.
+    """
+    if len(rows) < 2 or len(rows[1]) <= len(rows[0]) or ends_in_separators(rows):
+        return []
+    names, wide = len(rows[0]), len(rows[1])
+    if odd := next((row for row in rows if len(row) != wide and row is not rows[0]), None):
+        raise ValueError(
+            f"rows of {wide} and of {len(odd)} cells, {names} names of columns: quote cells that hold {separator!r}"
+        )
+    return [f"its rows have {wide} cells, its columns {names} names: {rows[1][0]!r} is taken for the name of a row"]
+
+
+def begin_with_zeros(rows: list[list[str]]) -> str | None:
+    """The first column of whole numbers such as `007`, of which pandas keeps 7."""
+    for name, *column in zip_longest(*rows, fillvalue=""):
+        column = [cell.strip() for cell in column if cell.strip()]
+        if all(cell.isdecimal() for cell in column) and any(cell[0] == "0" and len(cell) > 1 for cell in column):
+            return name
+    return None
 
 
 def ends_in_separators(rows: list[list[str]]) -> bool:

@@ -105,7 +105,7 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
     if parts := columns_of(table, data.column, modality):
         table = stacked(table, parts, data, modality, source, split)
         rows = Rows(table, data.column, None, source.name, modality, source.root, data.group)
-        return _labelled(rows, data), f"{data.column!r} (as asked, a channel each)"
+        return _labelled(rows, data, source), f"{data.column!r} (as asked, a channel each)"
     column, why = column_of(table, data, modality, source)
     if holds_lines(modality) and data.column is None and (within := longer_within(table, column)):
         raise UserError(
@@ -119,7 +119,7 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
     if cut:
         table, more = cut_out(table, column, times, source), ", segments"
     table = whole(table, column, modality, data, source)
-    rows = _labelled(Rows(table, column, None, source.name, modality, source.root, data.group), data)
+    rows = _labelled(Rows(table, column, None, source.name, modality, source.root, data.group), data, source)
     if (cut or data.segments) and data.group is None:
         if len(np.unique(rows.recordings())) > 1:
             rows.group = "file"  # segments of one recording are on one side
@@ -128,9 +128,12 @@ def rows_of(source: Source, data: Data, modality: Modality, split: str) -> tuple
     return rows, f"{column!r} ({why}{more})"
 
 
-def _labelled(rows: Rows, data: Data) -> Rows:
+def _labelled(rows: Rows, data: Data, source: Source) -> Rows:
     label = data.label_column or label_of(rows.table)
-    return dataclasses.replace(rows, table=labels_joined(rows.table, label), label=label)
+    table = labels_joined(rows.table, label)
+    if table is not rows.table and label in rows.table.column_names:
+        say(source, f"labels {label!r} are vectors of 0 and 1: a label is its place in them, from 0")
+    return dataclasses.replace(rows, table=table, label=label)
 
 
 def load(data: Data, modality: Modality, split: str | None = None) -> Rows:

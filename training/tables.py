@@ -110,7 +110,10 @@ def _settings(source: Source, builder: str, path: str) -> tuple[tuple[str, Any],
         made["encoding"] = marked(head) or source.encoding
     if builder == "csv":
         encoding = made.get("encoding", "utf-8")
-        how, notes = separation(path, head.decode(encoding, "replace"), encoding)
+        try:
+            how, notes = separation(path, head.decode(encoding, "replace"), encoding)
+        except ValueError as error:
+            raise UserError(f"data {source.name}: {path}: {error}") from error
         made |= how
         for note in notes:
             say(source, f"{os.path.basename(path)}: {note}")
@@ -217,7 +220,7 @@ def _listed(table) -> str:
 def undecoded(table):
     """The table, whose pictures and sounds are files as they are: a row of many columns is asked for one of them."""
     for column, feature in table.features.items():
-        if getattr(feature, "decode", False):
+        if getattr(feature, "decode", False) and type(feature).__name__ != "Json":  # values of several types
             table = table.cast_column(column, dataclasses.replace(feature, decode=False))
     return table
 

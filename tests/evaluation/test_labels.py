@@ -2,6 +2,7 @@
 
 import json
 import re
+from decimal import Decimal
 
 import datasets
 import numpy as np
@@ -10,7 +11,7 @@ import support
 from finished import finished
 from PIL import Image
 
-from triptych.evaluation.labels import hold_out, splits, task_of
+from triptych.evaluation.labels import hold_out, labelled, splits, task_of
 from triptych.modalities import MODALITIES, Text
 from triptych.probe import probe
 from triptych.training.errors import UserError
@@ -65,6 +66,13 @@ def test_numbers_of_classes_stay_so_in_a_part_of_the_rows():
     labels = [*range(10, 20), *common * 10]  # without a gap, but not in the rows that are taken
     with held({"image": [np.zeros((8, 8), np.uint8)] * 410, "label": labels}, finished_modality()) as name:
         assert splits(Data(name=name), finished_modality(), "train", None, 100).task.name == "classes"
+
+
+def test_decimals_are_numbers():
+    text = MODALITIES["text"]()
+    with held({"text": list("abcd"), "label": [*map(Decimal, ("1.5", "2", "3")), None]}, text) as name:
+        rows, values = labelled(load(Data(name=name), text), "train")
+    assert values == [1.5, 2, 3] and len(rows) == 3
 
 
 def test_a_split_without_the_column_of_labels_is_not_judged_on(tmp_path, capsys):

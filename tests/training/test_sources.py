@@ -388,6 +388,46 @@ def test_metadata_anywhere_and_with_any_name_of_its_column(tmp_path, capsys, tab
     assert rows.labels().tolist() == ["x", "y"] and "labels are those of the metadata's column" in said
 
 
+def test_metadata_names_files_as_people_write_them(tmp_path, capsys):
+    folder = tmp_path / "set"
+    write(folder, **{"a": 4})
+    named = ["cafe\u0301.png", "B.PNG", "c d.png", "e.png"]
+    for old, new in zip(sorted((folder / "a").iterdir()), named, strict=True):
+        old.rename(folder / "a" / new)
+    for root in ("", f"{folder}/", "/elsewhere/set/", "C:\\set\\set\\"):
+        rows = [f"{root}a/{name},{i}\n" for i, name in enumerate(["caf\u00e9.png", "b.png", "c d.png ", "e.png"])]
+        write(folder, **{"metadata.csv": "file_name,label\n" + "".join(rows)})
+        rows, said = read(folder, Image(8, 4), capsys)
+        assert {os.path.basename(p): x for p, x in zip(rows.paths(), rows.labels(), strict=True)} == {
+            name: i for i, name in enumerate(named)
+        }, root
+        assert "without" not in said and "left out" not in said
+    (folder / "a" / "b.png").symlink_to("B.PNG")  # of several that are alike none is meant
+    rows, said = read(folder, Image(8, 4), capsys)
+    assert rows.labels().tolist() == [None, 1, 2, 0, 3]
+
+
+def test_labels_that_are_vectors_or_of_several_types(tmp_path, capsys):
+    lines = {
+        "hot": [[1, 0, 1], [0, 0, 0], None, [0, 1, 0]],
+        "truth": [[True, False], [False, True], None, [False, False]],
+        "gaps": [[1, None], [0, 1], None, [1.0, 0.0]],
+        "ids": [[0, 1], [1], None, [0]],
+        "mixed": [1, "one", None, "two"],
+    }
+    write(tmp_path, **{f"{k}.jsonl": "".join(json.dumps({"text": "a", "label": v}) + "\n" for v in vs)
+                       for k, vs in lines.items()})  # fmt: skip
+    for name, words in {
+        "hot": [["0", "2"], [], None, ["1"]],
+        "truth": [["0"], ["1"], None, []],
+        "gaps": [None, ["1"], None, ["0"]],
+        "ids": lines["ids"],
+        "mixed": lines["mixed"],
+    }.items():
+        rows, said = read(tmp_path / f"{name}.jsonl", Text(), capsys)
+        assert rows.table["label"][:] == words and ("vectors of 0 and 1" in said) == (name in ("hot", "truth", "gaps"))
+
+
 def test_a_folder_with_the_name_of_a_built_in_set(tmp_path, capsys, monkeypatch):
     write(tmp_path, digits=3)
     monkeypatch.chdir(tmp_path)
@@ -548,6 +588,15 @@ def test_encodings_and_separators_are_seen(tmp_path, capsys):
     assert rows.table["text"][:] == ["1,5 m", "c"] and rows.labels().tolist() == [1.5, 2] and "a decimal comma" in said
     rows, said = read(tmp_path / "ended.csv", Text(), capsys)
     assert rows.table["text"][:] == ["a b", "c"] and rows.labels().tolist() == [1, 2] and "a quote" not in said
+    write(tmp_path, **{"spaced.csv": 'text, label\n"a, b", "x, y"\nc, z\n', "codes.csv": "text,label\na,007\nb,7\n"})
+    rows, said = read(tmp_path / "spaced.csv", Text(), capsys)
+    assert rows.table["text"][:] == ["a, b", "c"] and rows.labels().tolist() == ["x, y", "z"]
+    assert "codes.csv: numbers in column 'label' begin with zeros" in read(tmp_path / "codes.csv", Text(), capsys)[1]
+    write(tmp_path, **{"named.csv": "text,label\nr1,a,1\nr2,b,0\n", "bare.csv": "text\nwell, a\nb\nc, d\n"})
+    rows, said = read(tmp_path / "named.csv", Text(), capsys)
+    assert rows.table["text"][:] == ["a", "b"] and "3 cells, its columns 2 names: 'r1' is taken for the name of" in said
+    with pytest.raises(UserError, match="bare.csv: rows of 2 and of 1 cells, 1 names .*: quote cells that hold ','"):
+        load(Data(name=str(tmp_path / "bare.csv")), Text())
     rows, said = read(tmp_path / "swallowed.csv", Text(), capsys)
     assert len(rows) == 2 and "swallowed.csv: a quote in line 4 may make one row of several" in said
     write(tmp_path / "docs", **{"a/1.txt": "hallo".encode("utf-16"), "b/2.txt": BAD, "b/3.txt": "welt"})
@@ -581,11 +630,12 @@ def test_links_archives_and_odd_names(tmp_path, capsys):
     (folder / "linked").symlink_to(tmp_path / "real")
     (folder / "circle").symlink_to(folder)
     (folder / "broken.png").symlink_to(tmp_path / "nowhere")
+    (folder / "self.png").symlink_to("self.png")
     write(folder, **{"more.tar.gz": "x", "Thumbs.db": "x"})
     os.rename(tmp_path / "real" / "a" / "000.png", os.fsencode(tmp_path / "real" / "a") + b"/caf\xe9.PNG")
     rows, said = read(folder, Image(8, 4), capsys)
     assert len(pixels(rows)) == 4 and classes(rows) == ["a", "a", "b", "b"]
-    assert "1 links to a folder above (circle)" in said and "1 broken links or no files (broken.png)" in said
+    assert "1 links to a folder above (circle)" in said and "2 broken links or no files (broken.png, self.png)" in said
     assert "1 archives that are not opened; extract them (more.tar.gz)" in said and "1 hidden (Thumbs.db)" in said
     write(tmp_path / "t[1]", **{"a.csv": "text\nx\n"})
     assert len(load(Data(name=str(tmp_path / "t[1]")), Text())) == 1
