@@ -5,8 +5,11 @@ pictures with more bits or other channels it is given arrays, in which 0 is blac
 """
 
 import math
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,7 +34,7 @@ def settings_from(processor, where: str) -> dict[str, Any]:
         "do_pad": bool(getattr(processor, "do_pad", False)),
         "size": edge is None and None in resized or bool(size.get("longest_edge")),
         "crop_size": crop is None and (edge is not None or resized == most),
-        "resample": int(processor.resample) not in RESAMPLE,
+        "resample": processor.resample not in RESAMPLE,
     }
     settings: dict[str, Any] = {}
     if not any(odd.values()):
@@ -42,12 +45,12 @@ def settings_from(processor, where: str) -> dict[str, Any]:
         odd["size"] = ratio < 1 or [round(ratio * s) for s in side] != list(before)
         settings = {
             "image_size": extent[0] if extent[0] == extent[1] else extent,
-            "resample": RESAMPLE[int(processor.resample)],
+            "resample": RESAMPLE[processor.resample],
             "edge": ratio,
             "aspect": "crop" if edge else "pad" if resized == most else "squeeze",
             "rescale": rescaled(processor),
-            "mean": list(processor.image_mean) if processor.do_normalize else 0.0,
-            "std": list(processor.image_std) if processor.do_normalize else 1.0,
+            "mean": one_or_each(processor.image_mean) if processor.do_normalize else 0.0,
+            "std": one_or_each(processor.image_std) if processor.do_normalize else 1.0,
         }
     if any(odd.values()):
         name = next(name for name, found in odd.items() if found)
@@ -55,7 +58,37 @@ def settings_from(processor, where: str) -> dict[str, Any]:
             f"{where}: its {type(processor).__name__} has {name} {getattr(processor, name)}, which the evaluation view "
             "cannot do; start from a copy without preprocessor_config.json"
         )
+    if white == 255 and not follows(processor, settings):
+        raise ValueError(
+            f"{where}: its {type(processor).__name__} does more to a picture than its settings of size, crop and "
+            "normalisation say, which the evaluation view cannot do; start from a copy without preprocessor_config.json"
+        )
     return settings
+
+
+def follows(processor, settings: dict[str, Any]) -> bool:
+    """Whether the processor makes of a smooth picture what those settings say, but for rounding.
+
+    Some kinds swap colours, enlarge by a factor of their own or normalise twice, each by code or a setting of its own.
+    """
+    sides = settings["image_size"]
+    height, width = (sides, sides) if isinstance(sides, int) else sides
+    count = len(settings["mean"]) if isinstance(settings["mean"], list) else 3
+    mean, std = (torch.as_tensor(settings[name]).expand(count)[:, None, None] for name in ("mean", "std"))
+    down, across = (torch.linspace(0, 1, n) for n in (height + height // 2, 2 * width))
+    slopes = [across.expand(len(down), -1), down[:, None].expand(-1, len(across)), (across * down[:, None]) * 0.5]
+    picture = (torch.stack([slopes[channel % 3] for channel in range(count)]) * 255).to(torch.uint8)
+    image = SimpleNamespace(**settings, extent=(height, width), native_channels=count)
+    ours = evaluation_view(picture, image)
+    ours = ours if ours.is_floating_point() else ours / 255
+    theirs = processor(picture, return_tensors="pt")["pixel_values"][0]
+    return theirs.shape == ours.shape and bool(((theirs * std + mean - ours).abs() < 3 / 255).all())
+
+
+def one_or_each(values: float | Sequence[float]) -> float | list[float]:
+    """One number for all channels, or one for each."""
+    several = list(values) if isinstance(values, (list, tuple)) else [values]
+    return several if len(several) > 1 else several[0]
 
 
 def processor_of(image):
@@ -99,7 +132,7 @@ def rescaled(processor) -> str:
 
 def resized_extent(image) -> tuple[int, int]:
     """Height and width to which the evaluation view resizes, before the middle is cut out."""
-    height, width = (max(image.extent),) * 2 if image.aspect == "keep" else image.extent
+    height, width = (max(image.extent),) * 2 if image.aspect == "crop" else image.extent
     return round(image.edge * height), round(image.edge * width)
 
 

@@ -21,7 +21,7 @@ from triptych.modalities.hashing import generator, mix, uniform
 from triptych.modalities.packing import pack, pack_fixed
 from triptych.modalities.sizes import read_texts, text_sizes
 from triptych.modalities.survey import Survey
-from triptych.modalities.tokenizer import SPECIALS, clean, complete, plain_backend, train
+from triptych.modalities.tokenizer import SPECIALS, clean, complete, plain_backend, published, train
 from triptych.modalities.view import View, ViewSpec
 from triptych.modalities.windows import windows, word_starts
 
@@ -113,9 +113,7 @@ class Text(Modality):
             ) from error
 
     def load(self, folder: str, **hub) -> None:
-        from transformers import AutoTokenizer
-
-        self._adopt(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **hub))
+        self._adopt(published(folder, **hub))
 
     def _adopt(self, tokenizer) -> None:
         self.tokenizer = tokenizer = complete(tokenizer, self.token_types or 1)

@@ -31,6 +31,33 @@ def plain_backend(tokenizer):
     return backend
 
 
+def published(path: str, **hub):
+    """A tokenizer by its hub id or folder, with small letters where `sentence-transformers` would make them before it.
+
+    Raises:
+        OSError: nothing there, or no network.
+    """
+    from tokenizers.normalizers import Lowercase, Sequence
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import cached_file
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub)
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = cached_file(path, "sentence_bert_config.json", **missing, **hub)
+    if file is None or not tokenizer.is_fast or not json.loads(Path(file).read_text()).get("do_lower_case"):
+        return tokenizer
+    backend = tokenizer.backend_tokenizer
+    if "Lowercase" in str(backend.normalizer) or "lowercase=True" in str(backend.normalizer):
+        return tokenizer
+    backend.normalizer = Sequence([Lowercase(), *([] if backend.normalizer is None else [backend.normalizer])])
+    return PreTrainedTokenizerFast(  # the published class would make its own again when it is loaded
+        tokenizer_object=backend,
+        model_input_names=tokenizer.model_input_names,
+        model_max_length=tokenizer.model_max_length,
+        **tokenizer.special_tokens_map,
+    )
+
+
 def train(rows, column: str, vocab_size: int):
     """A RoBERTa tokenizer with a byte-level BPE of the rows' text: the same for the same rows, and cached by them."""
     import datasets
@@ -96,6 +123,12 @@ def complete(tokenizer, types: int = 1):
     inner, whole = (bare.encode("a a", add_special_tokens=special).ids for special in (False, True))
     if whole == [first, *inner, last] and ("token_type_ids" not in tokenizer.model_input_names or types > 1):
         return tokenizer
+    if whole != [first, *inner, last] and not missing:
+        logging.getLogger(__name__).warning(
+            "the tokenizer does not write %s before and %s after a text: here it does, and in an export",
+            tokenizer.cls_token,
+            tokenizer.sep_token,
+        )
     backend, cls, sep = tokenizer.backend_tokenizer, tokenizer.cls_token, tokenizer.sep_token
     backend.post_processor = TemplateProcessing(
         single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} {sep} $B {sep}", special_tokens=[(cls, first), (sep, last)]

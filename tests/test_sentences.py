@@ -9,7 +9,7 @@ import support
 from finished import finished
 from sentence_transformers import SentenceTransformer
 
-from triptych import embed
+from triptych import embed, pretrain
 from triptych.encoders.native import start_from
 from triptych.evaluation.load import opened
 from triptych.export import export
@@ -64,3 +64,63 @@ def test_what_came_keeps_its_words_and_finds_its_model_beside_a_head(tmp_path):
     headed = start.family.files(backbone, start.model)
     assert headed["modules.json"] == start.native.files["modules.json"]
     assert "0_Transformer/sentence_bert_config.json" in headed
+
+
+def came(folder, **settings):
+    """An export of ours as somebody else might have published it: with a window, small letters and a prompt."""
+    finished("text", "simclr", folder / "first", {"max_length": 16, "max_positions": 40}, pooling="tokens")
+    out = export(folder / "first", to=str(folder / "in"))
+    words = settings.pop("prompts", None)
+    if words is not None:
+        (out / "config_sentence_transformers.json").write_text(json.dumps(words))
+    window = {"max_seq_length": 32, "do_lower_case": False} | settings
+    (out / "sentence_bert_config.json").write_text(json.dumps(window))
+    return out
+
+
+def again(folder, source, **modality):
+    """A run that started there, and its export."""
+    pretrain(
+        {
+            "modality": {"name": "text", **modality},
+            "init_from": str(source),
+            "output_dir": str(folder / "run"),
+            "per_device_train_batch_size": 4,
+            "max_steps": 1,
+            "device": "cpu",
+        },
+        data=support.sentences(16),
+    )
+    return export(folder / "run")
+
+
+def test_what_comes_before_the_tokens_is_as_theirs(tmp_path, capfd):
+    source = came(tmp_path, do_lower_case=True, prompts={"prompts": {"ask": "river "}, "default_prompt_name": "ask"})
+    texts = ["River STONE", "Light garden."]
+    theirs = SentenceTransformer(str(source), device="cpu")
+    np.testing.assert_allclose(theirs.encode(texts, prompt=""), embed(source, texts), atol=1e-5)
+    assert "puts its prompt 'ask' before every text; here none is put" in capfd.readouterr().out
+    folder = again(tmp_path, source)
+    back = SentenceTransformer(str(folder), device="cpu")
+    assert back.default_prompt_name is None and back.prompts["ask"] == "river "
+    np.testing.assert_allclose(back.encode(texts), embed(tmp_path / "run", texts), atol=1e-5)
+    assert np.abs(embed(folder, texts) - embed(folder, [text.lower() for text in texts])).max() == 0
+
+
+def test_the_run_s_window_goes_out(tmp_path, capsys):
+    folder = again(tmp_path, came(tmp_path), max_length=20)
+    assert "windows of 20 tokens, as the run's, not 32" in capsys.readouterr().out
+    assert SentenceTransformer(str(folder), device="cpu").max_seq_length == 20
+    texts = [" ".join(support.sentences(9))]
+    np.testing.assert_allclose(embed(folder, texts), embed(tmp_path / "run", texts), atol=1e-5)
+
+
+def test_a_module_that_normalises_makes_ours_of_unit_length(tmp_path):
+    source = came(tmp_path)
+    modules = json.loads((source / "modules.json").read_text())
+    normal = {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}
+    (source / "modules.json").write_text(json.dumps([*modules, normal]))
+    texts = ["river stone", "light garden"]
+    ours = embed(source, texts)
+    theirs = SentenceTransformer(str(source), device="cpu").encode(texts)
+    np.testing.assert_allclose(theirs, ours / np.linalg.norm(ours, axis=1, keepdims=True), atol=1e-5)

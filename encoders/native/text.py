@@ -25,7 +25,8 @@ MODULES = [
 # Its words for our poolings, and the older ones for these. A text has one lead.
 MODES = {"lead": "cls", "leads": "cls", "tokens": "mean"}
 FLAGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
-SENTENCE_FILES = ("modules.json", SENTENCES, "config_sentence_transformers.json", POOLED)
+PROMPTS = "config_sentence_transformers.json"
+SENTENCE_FILES = ("modules.json", SENTENCES, PROMPTS, POOLED)
 
 
 class TextFamily(Family):
@@ -125,6 +126,8 @@ class TextFamily(Family):
     def start(self, path: str, **hub) -> Start:
         model = from_pretrained(self, path, **hub)
         config, tied = model.config, self.variant.head == "dense"
+        if getattr(config, "is_decoder", False):
+            raise ValueError(f"init_from {path}: it is a decoder (is_decoder), whose tokens see those before them only")
         if type(model).__name__ == self.masked_class and bool(config.tie_word_embeddings) != tied:
             raise ValueError(
                 f"init_from {path}: tie_word_embeddings is not {tied}, as it is in this family's head here"
@@ -167,10 +170,14 @@ class TextFamily(Family):
     # What `sentence-transformers` reads.
 
     def files(self, backbone: Backbone, model: Any) -> dict[str, str]:
-        """Its files as they came, or new ones, with the pooling that the run had."""
-        brought = {} if backbone.native is None else backbone.native.files
-        window = {"max_seq_length": backbone.modality.max_length, "do_lower_case": False}
-        files = {SENTENCES: json.dumps(window, indent=2), **brought}
+        """Its files as they came, or new ones, with the pooling and the window that the run had."""
+        brought, window = {} if backbone.native is None else backbone.native.files, backbone.modality.max_length
+        its = json.loads(brought.get(SENTENCES, '{"do_lower_case": false}'))
+        files = dict(brought)
+        if its.get("max_seq_length") != window:
+            files[SENTENCES] = json.dumps(its | {"max_seq_length": window}, indent=2)
+            if SENTENCES in brought:
+                print(f"{SENTENCES}: windows of {window} tokens, as the run's, not {its.get('max_seq_length')}")
         if (mode := MODES.get(backbone.pooling)) is None:
             print(f"{POOLED} has no word for pooling {backbone.pooling}: sentence-transformers' files stay behind")
             return {SENTENCES: files[SENTENCES]}  # which a start from this reads
@@ -180,7 +187,7 @@ class TextFamily(Family):
             if "pooling_mode" in settings:
                 settings["pooling_mode"] = mode
             else:  # the older words, which every version reads
-                flags = flags or list(FLAGS.values())
+                flags += FLAGS.values()
             settings |= {name: name == FLAGS[mode] for name in flags}
             files[POOLED] = json.dumps(settings, indent=2)
         modules = json.loads(brought.get("modules.json", json.dumps(MODULES)))
@@ -213,7 +220,14 @@ def sentence_files(path: str, **hub) -> dict[str, str]:
         if file is not None:
             with open(file, encoding="utf-8") as opened:
                 found[name] = opened.read()
+            try:
+                json.loads(found[name])
+            except ValueError as error:
+                raise ValueError(f"init_from {path}: its {name} cannot be read: {error}") from error
     kinds = {module["type"].rsplit(".", 1)[-1] for module in json.loads(found.get("modules.json", "[]"))}
+    if prompt := json.loads(found.get(PROMPTS, "{}")).get("default_prompt_name"):
+        print(f"init_from {path}: sentence-transformers puts its prompt {prompt!r} before every text; here none is put")
+        found[PROMPTS] = json.dumps(json.loads(found[PROMPTS]) | {"default_prompt_name": None}, indent=2)
     if beyond := kinds - {"Transformer", "Pooling", "Normalize"}:
         print(f"init_from {path}: its module {', '.join(sorted(beyond))} is not trained, so modules.json stays behind")
         return {POOLED: found[POOLED]} if POOLED in found else {}
@@ -227,7 +241,8 @@ def sentence_pooling(path: str, files: dict[str, str]) -> Pooling | None:
     settings = json.loads(files[POOLED])
     modes = {name.removeprefix("pooling_mode_"): value for name, value in settings.items()}
     said = [name for name, value in modes.items() if value is True and name in POOLING_FLAGS]
-    said += [settings["pooling_mode"]] if "pooling_mode" in settings else []
+    newer = settings.get("pooling_mode", [])  # one or several
+    said += newer if isinstance(newer, list) else [newer]
     known = {"cls_token": "lead", "cls": "lead", "mean_tokens": "tokens", "mean": "tokens"}
     if len(said) == 1 and said[0] in known:
         return known[said[0]]

@@ -253,6 +253,7 @@ PROCESSORS = {
     "dinov2": transformers.BitImageProcessor(
         size={"shortest_edge": 27}, crop_size={"height": 24, "width": 24}, **IMAGENET
     ),
+    "dinov2, wide": transformers.BitImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 24, "width": 32}),
     "dinov2, as published": transformers.BitImageProcessor(size={"shortest_edge": 256}, **IMAGENET),
     "dinov3": transformers.DINOv3ViTImageProcessor(size={"height": 24, "width": 24}),
     "siglip": transformers.SiglipImageProcessor(size={"height": 24, "width": 24}),
@@ -305,11 +306,41 @@ def test_the_edge_of_a_resize_scales_with_the_crop():
 
 @pytest.mark.parametrize(
     "change",
-    [{"do_resize": False}, {"resample": 1}, {"do_rescale": False}, {"size": {"longest_edge": 9, "shortest_edge": 3}}],
+    [
+        {"do_resize": False},
+        {"resample": 1},
+        {"resample": None},
+        {"do_rescale": False},
+        {"size": {"longest_edge": 9, "shortest_edge": 3}},
+    ],
 )
 def test_a_processor_that_cannot_be_followed_is_refused(change):
     with pytest.raises(ValueError, match=f"it: its ViTImageProcessor has {next(iter(change))}"):
         settings_from(transformers.ViTImageProcessor(**change), "it")
+
+
+@pytest.mark.parametrize(
+    "kind, size, more",
+    [
+        ("MobileViTImageProcessor", {"shortest_edge": 28}, {}),  # blue comes first
+        ("PoolFormerImageProcessor", {"shortest_edge": 24}, {"crop_pct": 0.8}),
+        ("LevitImageProcessor", {"shortest_edge": 24}, {}),  # enlarges by 256 / 224
+        ("EfficientNetImageProcessor", {"height": 24, "width": 24}, {}),  # normalises twice
+    ],
+)
+def test_a_processor_that_does_more_than_it_says_is_refused(kind, size, more):
+    processor = getattr(transformers, kind)(size=size, crop_size={"height": 24, "width": 24}, **more)
+    with pytest.raises(ValueError, match=f"it: its {kind} does more to a picture than"):
+        settings_from(processor, "it")
+
+
+@pytest.mark.parametrize("mean, std", [(0.4, 0.3), ([0.4], [0.3])])
+def test_a_processor_of_one_number_for_all_channels(mean, std):
+    processor = transformers.ViTImageProcessor(size={"height": 24, "width": 24}, image_mean=mean, image_std=std)
+    image = Image(patch_size=4, **settings_from(processor, "it"))
+    for picture in odd_pictures():
+        sample = image.read(picture)
+        assert torch.equal(processor(sample, return_tensors="pt")["pixel_values"], seen(image, sample))
 
 
 # The user's word.

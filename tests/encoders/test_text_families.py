@@ -375,7 +375,7 @@ def test_a_teacher_begins_at_the_start_and_all_that_came_goes_out(sentences, tex
         return made
 
     monkeypatch.setattr(Config, "build_objective", spied)
-    pretrain(run(sentences, tmp_path / "run", texts))
+    pretrain(run(sentences, tmp_path / "run", texts, **{"modality.max_length": 32}))
     start = transformers.BertModel.from_pretrained(sentences)
     assert len(seen) == 1 and seen[0].keys() == start.state_dict().keys()
     assert all(torch.equal(tensor, seen[0][name]) for name, tensor in start.state_dict().items())
@@ -428,6 +428,31 @@ def test_a_pooling_that_is_none_of_ours_is_said(pooling, sentences, capsys):
     assert f"pooling {pooling.removeprefix('pooling_mode_')}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "came", [{"pooling_mode_weightedmean_tokens": True}, {"pooling_mode": ["cls", "mean"]}, {"pooling_mode": "max"}]
+)
+def test_a_pooling_that_is_none_of_ours_goes_out_as_the_run_s(came, sentences):
+    from sentence_transformers import SentenceTransformer
+
+    (sentences / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 24} | came))
+    start, objective = begin(sentences, SimCLR)
+    assert start.pooling is None and objective.backbone.pooling == "lead"
+    files = start.family.files(objective.backbone, start.model)
+    (sentences / "1_Pooling/config.json").write_text(files["1_Pooling/config.json"])
+    words = SentenceTransformer(str(sentences), device="cpu").encode("river")
+    ids = AutoTokenizer.from_pretrained(sentences)("river", return_tensors="pt")
+    with torch.no_grad():
+        first = transformers.BertModel.from_pretrained(sentences)(**ids).last_hidden_state[0, 0]
+    np.testing.assert_allclose(words, first, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["modules.json", "1_Pooling/config.json"])
+def test_a_damaged_file_is_named(name, sentences):
+    (sentences / name).write_text("{")
+    with pytest.raises(ValueError, match=f"init_from {sentences}: its {name} cannot be read: Expecting"):
+        start_from(str(sentences), "text")
+
+
 def test_a_module_with_weights_stays_behind_and_is_named(sentences, capsys):
     dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
     (sentences / "modules.json").write_text(json.dumps([*MODULES, dense]))
@@ -475,6 +500,14 @@ def test_a_brought_head_goes_out_where_it_is_asked_for(name, checkpoint):
 def test_a_sentence_encoder_has_no_head_and_that_is_said(sentences, capsys):
     begin(sentences)
     assert "there is no masked-LM head, so the head starts fresh" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_decoder_is_refused(name, tokenizers, tmp_path):
+    """Its tokens see those before them only: ours would see all, and the export's would not."""
+    published(name, tmp_path, tokenizers[CASES[name][1]], "Model", is_decoder=True)
+    with pytest.raises(ValueError, match="it is a decoder"):
+        start_from(str(tmp_path), "text")
 
 
 def test_planted_code_is_never_run(tokenizers, tmp_path):
