@@ -246,6 +246,9 @@ def from_pretrained(family: Family, path: str, published: str | None = None, **h
     import transformers
 
     config = getattr(transformers, family.config_class).from_pretrained(path, **hub)
+    if (quantised := getattr(config, "quantization_config", None)) is not None:
+        kind = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise ValueError(f"init_from {path}: its weights are quantised ({kind}); start from the checkpoint in full")
     published = published or (config.architectures or [family.base_class])[0]
     if not hasattr(transformers, published) or not published.startswith(family.base_class.removesuffix("Model")):
         published = family.base_class
@@ -256,6 +259,11 @@ def from_pretrained(family: Family, path: str, published: str | None = None, **h
         model, info = getattr(transformers, published).from_pretrained(path, config=config, **options, **hub)
     finally:
         transformers.logging.set_verbosity(usual)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"init_from {path}: there is an adapter of peft beside it; load it with peft, merge_and_unload() it and "
+            "save_pretrained() what that gives"
+        )
     prefix = base_prefix(model)
     missing = sorted(
         name.removeprefix(prefix)

@@ -38,7 +38,7 @@ def copy_in(ours: dict[str, Tensor], state: dict[str, Tensor], mine: tuple[str, 
         return set()
     flat = torch.cat([tensor.flatten() for tensor in sources.values()])
     with torch.no_grad():
-        if len(targets) == 1 and targets[0].numel() > len(flat):
+        if len(theirs) == len(targets) == 1 and targets[0].numel() > len(flat):
             # A tokenizer of more tokens than the model has (some were added) keeps fresh rows for the rest.
             targets[0].view(-1)[: len(flat)].copy_(flat)
             return set(sources)

@@ -120,6 +120,8 @@ class TextFamily(Family):
 
     def places(self, config) -> int:
         """Places of the checkpoint's table that a text can have."""
+        if config.pad_token_id is None and self.variant.table and self.variant.after_padding:
+            raise ValueError("init_from: its config.json has no pad_token_id, from which its positions are counted")
         rows = config.pad_token_id + 1 if self.variant.table and self.variant.after_padding else 0
         return config.max_position_embeddings - rows
 

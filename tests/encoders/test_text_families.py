@@ -510,6 +510,25 @@ def test_a_decoder_is_refused(name, tokenizers, tmp_path):
         start_from(str(tmp_path), "text")
 
 
+def test_an_adapter_quantised_weights_and_no_padding_are_refused(tokenizers, tmp_path):
+    """Of an adapted model the names are others, and its projections stayed random."""
+    from peft import LoraConfig, get_peft_model
+
+    published("roberta", tmp_path, tokenizers[BYTES], "Model")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, words in (
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"its weights are quantised \(gptq\)"),
+        ({"pad_token_id": None}, "has no pad_token_id"),
+        ({}, "an adapter of peft"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        if not change:
+            model = transformers.RobertaModel.from_pretrained(tmp_path)
+            get_peft_model(model, LoraConfig(r=2, target_modules=["query"])).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=words):
+            start_from(str(tmp_path), "text")
+
+
 def test_planted_code_is_never_run(tokenizers, tmp_path):
     """Nomic's published files name classes of their own, in `auto_map`."""
     published("nomic_bert", tmp_path, tokenizers[PIECES])

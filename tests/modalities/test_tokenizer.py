@@ -175,3 +175,18 @@ def test_case_tokenizers(name, tmp_path):
     assert native.mask_token is not None and native.pad_token is not None
     rare = native.get_vocab().get("rare1063")
     assert rare is None or any(rare in w["ids"] for w in samples["text"])
+
+
+def test_a_tokenizer_that_writes_no_first_and_last_token_is_said(tmp_path, caplog):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "river"])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    named = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "cls", "sep", "mask", "unk")}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **named).save_pretrained(tmp_path)
+    text = Text(tokenizer=str(tmp_path))
+    text.fit(rows_of(["river"]), "text")
+    assert "does not write [CLS] before and [SEP] after a text" in caplog.text
+    assert text.tokenizer("river").input_ids == [1, 5, 2]
