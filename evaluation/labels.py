@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from decimal import Decimal
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -63,7 +64,13 @@ def labelled(rows: Rows, split: str) -> tuple[Rows, list[Any]]:
     if len(found) < len(values):
         lost = len(values) - len(found)
         print(f"{split}: {lost:,} of {len(values):,} rows have no label in column {rows.label!r}: left out")
-    return rows.select(found) if len(found) < len(values) else rows, [values[i] for i in found]
+    labels = [values[i] for i in found]
+    alike: dict[str, set[str]] = {}
+    for name in {part for v in labels if not isinstance(v, (int, float)) for part in _names(v)}:
+        alike.setdefault(normalize("NFC", name).casefold(), set()).add(name)
+    if twice := next((sorted(names) for names in alike.values() if len(names) > 1), None):
+        print(f"{split}: labels {twice[0]!r} and {twice[1]!r} count as two: write them in one way if they are one")
+    return rows.select(found) if len(found) < len(values) else rows, labels
 
 
 def _value(value: Any, names: list[str] | None, column: str) -> Any:

@@ -75,6 +75,18 @@ def test_decimals_are_numbers():
     assert values == [1.5, 2, 3] and len(rows) == 3
 
 
+def test_labels_that_differ_in_capitals_or_accents_are_pointed_at(capsys):
+    text = MODALITIES["text"]()
+    for labels, told in (
+        (["Cat ", "dog", "cat"], True),
+        (["e\u0301", "a", "a|\u00e9"], True),
+        (["a", "b", "a "], False),
+    ):
+        with held({"text": list("abc"), "label": labels}, text) as name:
+            labelled(load(Data(name=name), text), "train")
+        assert ("count as two" in capsys.readouterr().out) == told
+
+
 def test_a_split_without_the_column_of_labels_is_not_judged_on(tmp_path, capsys):
     text = MODALITIES["text"]()
     for column, named in (("label", None), ("target", "target")):
