@@ -69,7 +69,6 @@ class Audio(Recordings):
     segments = True
     # Also those that libsndfile cannot decode, so that they are counted and named, not passed over in silence.
     sizes = ("seconds", "hop", "silence", "rate", "mel_bins", "tile", "stride")
-    wishes = ("hop", "silence", "rate")
     suffixes = tuple(
         ".wav .flac .ogg .oga .opus .mp3 .mp2 .aiff .aif .aifc .au .snd .caf .w64 .rf64 .wave .sph .voc "
         ".m4a .m4b .aac .mp4 .webm .mka .weba .wma .amr .3gp .ape .wv .ac3 .dts .spx".split()

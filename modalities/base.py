@@ -73,14 +73,13 @@ class Modality:
 
     In the workers: `read`, `view`, `collate`. On the device: `prepare`; then, for masked objectives, `hideable`,
     `droppable`, `corrupt`, `error` and `numbers`. Subclasses name the column feature they read (`features`), the file
-    suffixes of folders (`suffixes`), and which settings are measures of the data (`sizes`): all others go with a
-    recipe. The embedding that goes with it is its family's (`encoders.native`); a modality without a native family
-    names the class of its own (`embedding`). Of a sample, `stay` pieces at most are not `droppable`; None for any
-    number. `average` is the pooling that people call the mean of a sample.
+    suffixes of folders (`suffixes`), and which settings are measures of the data (`sizes`, first that of a view): all
+    others go with a recipe. The embedding that goes with it is its family's (`encoders.native`); a modality without a
+    native family names the class of its own (`embedding`). Of a sample, `stay` pieces at most are not `droppable`; None
+    for any number. `average` is the pooling that people call the mean of a sample.
     """
 
     sizes: ClassVar[tuple[str, ...]] = ()
-    wishes: ClassVar[tuple[str, ...]] = ()  # of these, what `sized` never chooses: others are chosen beside them
     brought: ClassVar[tuple[str, ...]] = ()  # settings that do nothing where `load` brings what they would make
     features: ClassVar[tuple[str, ...]] = ()
     segments: ClassVar[bool] = False  # a row may be some seconds of a file

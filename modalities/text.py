@@ -56,7 +56,7 @@ class Text(Modality):
     stay = 1
     average = "tokens"  # as `sentence-transformers` has it: the first and the last token, too
     features = ("string", "large_string")
-    sizes = ("vocab_size", "max_length")
+    sizes = ("max_length", "vocab_size")
     brought = ("tokenizer", "tokenizer_revision", "vocab_size")
     suffixes = (".txt", ".text", ".md")
 

@@ -98,12 +98,11 @@ def sizes_alone(config: Config) -> Config:
 
 
 def left_open(config: Config) -> bool:
-    """Is there something to choose?"""
-    kind = MODALITIES[config.modality["name"]]
-    sizes = {f"modality.{name}" for name in kind.sizes if name not in kind.wishes}
+    """Is there something to choose? Without minutes, only if nobody said the size of a view."""
+    view = [f"modality.{name}" for name in MODALITIES[config.modality["name"]].sizes[:1]]
     settled = any(origin == "chosen" for key, origin in config.origin.items() if key not in NAMES)
-    some = config.run.minutes is not None or sizes and not sizes & config.origin.keys()
-    return not (config.run.init_from or settled) and bool(some)
+    some = config.run.minutes is not None or any(size not in config.origin for size in view)
+    return not (config.run.init_from or settled) and some
 
 
 def look(config: Config, data: Any, ranks: int) -> dict[str, Any] | None:

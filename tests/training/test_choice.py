@@ -117,16 +117,23 @@ def test_the_rate_of_an_encoder_that_is_named_is_that_of_its_width():
     assert named["learning_rate"] == alike["learning_rate"] < 1e-3
 
 
-def test_what_is_asked_of_windows_leaves_sizes_to_the_choice():
+@pytest.mark.parametrize(
+    ("modality", "more", "is_open"),
+    [
+        ("audio", "", True),
+        ("audio", "--modality.silence 40", True),
+        ("audio", "--modality.rate 8000 --modality.hop 1", True),
+        ("audio", "--modality.seconds 2", False),
+        ("image", "--modality.channels 1 --modality.patch_size 2", True),
+        ("image", "--modality.image_size 64", False),
+        ("text", "--modality.vocab_size 500", True),
+        ("text", "--modality.max_length 32", False),
+    ],
+)
+def test_a_view_s_size_is_chosen_whatever_else_is_asked_of_it(modality, more, is_open):
     """`--modality.silence 40 --max_steps 9` took windows of ten seconds for sounds of one, without a word."""
-    sounds = ["--data", "tones", "--max_steps", "9", "--modality", "audio"]
-    for more, is_open in (
-        ([], True),
-        (["--modality.silence", "40"], True),
-        (["--modality.rate", "8000", "--modality.hop", "1"], True),
-        (["--modality.seconds", "2"], False),
-    ):
-        assert left_open(from_command_line(sounds + more)) == is_open
+    made = from_command_line(["--data", "mine", "--max_steps", "9", "--modality", modality, *more.split()])
+    assert left_open(made) == is_open
 
 
 def test_few_sounds_keep_level_and_pitch():
