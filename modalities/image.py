@@ -300,7 +300,11 @@ class Image(Grid):
         if isinstance(value, (dict, bytes, bytearray, str, os.PathLike)):
             return super().cell(value)
         if not isinstance(value, pillow.Image):
-            return {"bytes": from_array(np.asarray(value), self.channels), "path": None}
+            values = np.asarray(value)
+            if values.ndim == 2 and values.shape[1] in (3, 4) and len(values) > 4:
+                shape = "x".join(map(str, values.shape))
+                raise ValueError(f"an array of {shape}: a row of one picture? Give a list of pictures")
+            return {"bytes": from_array(values, self.channels), "path": None}
         file, known = io.BytesIO(), value.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
         value.save(file, "PNG" if known else "TIFF", exif=value.getexif(), **{"compress_level": 1} if known else {})
         return {"bytes": file.getvalue(), "path": None}

@@ -109,7 +109,7 @@ def test_what_comes_before_the_tokens_is_as_theirs(tmp_path, capfd):
 
 def test_the_run_s_window_goes_out(tmp_path, capsys):
     folder = again(tmp_path, came(tmp_path), max_length=20)
-    assert "windows of 20 tokens, as the run's, not 32" in capsys.readouterr().out
+    assert "windows of 20 tokens, as the run's, not 32 (--modality.max_length 32)" in capsys.readouterr().out
     assert SentenceTransformer(str(folder), device="cpu").max_seq_length == 20
     texts = [" ".join(support.sentences(9))]
     np.testing.assert_allclose(embed(folder, texts), embed(tmp_path / "run", texts), atol=1e-5)

@@ -179,7 +179,8 @@ class TextFamily(Family):
         if its.get("max_seq_length") != window:
             files[SENTENCES] = json.dumps(its | {"max_seq_length": window}, indent=2)
             if SENTENCES in brought:
-                print(f"{SENTENCES}: windows of {window} tokens, as the run's, not {its.get('max_seq_length')}")
+                was = its.get("max_seq_length")
+                print(f"{SENTENCES}: windows of {window} tokens, as the run's, not {was} (--modality.max_length {was})")
         if (mode := MODES.get(backbone.pooling)) is None:
             print(f"{POOLED} has no word for pooling {backbone.pooling}: sentence-transformers' files stay behind")
             return {SENTENCES: files[SENTENCES]}  # which a start from this reads

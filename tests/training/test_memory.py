@@ -82,6 +82,7 @@ def test_a_text_is_words_or_a_file_of_them(tmp_path):
         ("image", [np.zeros((8, 8), dtype=complex)], "sample 0: an array of complex128"),
         ("image", [3.5], r"an array \[height width\].* this one is \[\]"),
         ("image", 3.5, "give a list of them"),
+        ("image", PIXELS[0], "sample 0: an array of 10x3: a row of one picture"),
         ("image", [], "no samples"),
         ("image", {"pictures": PIXELS}, "has its samples in 'image'; there are pictures"),
         ("image", {"image": PIXELS, "label": [1, 2]}, "2 values in 'label', 6 in 'image'"),
