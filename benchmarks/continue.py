@@ -122,7 +122,8 @@ def cell(name: str, recipe: str, args):
     yield from judged(data, run, args, theirs)
     yield from kept(args.shared / other, run, args, theirs)
     verdict = [line for line in said.splitlines() if line.startswith(f"on {data}: ")][-1]
-    yield {"minutes": minutes, "verdict": verdict.removeprefix(f"on {data}: ")}
+    over = f"over what {FIRST[recipe]} left, " if recipe in FIRST else ""
+    yield {"minutes": minutes, "verdict": over + verdict.removeprefix(f"on {data}: ")}
 
 
 def peer(name: str, recipe: str, args):

@@ -60,15 +60,14 @@ def table_of(rows: list[Row]) -> tuple[str, tuple[str, ...], list[tuple[str, ...
 
 
 def by_labels(rows: list[Row], probe: str) -> tuple[list[str], dict[str, list[tuple[float, float]]]]:
-    """One probe over the number of labels: what each number is called, and (value, deviation) x 100 by encoder.
+    """One probe over the number of labels: these numbers, or `all`, and (value, deviation) x 100 by encoder.
 
     Of the pooling that is best for the trained encoder, as in `verdict`.
     """
-    few, found = [], {}
-    for labels in dict.fromkeys(row["labels"] for row in rows if row["probe"] == probe):
+    few, found = list(dict.fromkeys(row["labels"] for row in rows if row["probe"] == probe)), {}
+    for labels in few:
         there = [r for r in rows if (r["probe"], r["labels"]) == (probe, labels)]
         best = max((r for r in there if r["encoder"] == "pretrained"), key=lambda row: row[row["measure"]])
-        few.append("all labels" if labels == "all" else f"{labels} {TASKS[best['task']].few}")
         for row in there:
             if row["pooling"] == best["pooling"]:
                 found.setdefault(row["encoder"], []).append((row[best["measure"]], row["deviation"]))

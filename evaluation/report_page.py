@@ -171,9 +171,13 @@ def data_url(kind: str, content: bytes) -> str:
 
 
 def table(rows: list[tuple], head: tuple = ()) -> str:
+    def whole(cell: object) -> str:
+        return words(cell).replace(" ± ", "\u00a0±\u00a0")  # on one line
+
+    kind = " class=figures" if any("±" in str(cell) for row in rows for cell in row) else ""
     made = "".join(f"<th scope=col>{words(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{words(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table>{f"<tr>{made}</tr>" if head else ""}{body}</table></div>'
+    body = "".join("<tr>" + "".join(f"<td>{whole(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table{kind}>{f"<tr>{made}</tr>" if head else ""}{body}</table></div>'
 
 
 class Section(NamedTuple):
