@@ -9,6 +9,7 @@ from pathlib import Path
 SPECIALS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}  # RoBERTa's, in its order
 NEEDED = ("cls", "pad", "sep", "mask")
 FORMAT = 2  # of the cached tokenizers and windows; raise it when the code that makes them changes
+SENTENCES = "sentence_bert_config.json"  # of `sentence-transformers`, whatever the family
 
 
 def clean(text: str | None) -> str:
@@ -43,7 +44,7 @@ def published(path: str, **hub):
 
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub)
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    file = cached_file(path, "sentence_bert_config.json", **missing, **hub)
+    file = cached_file(path, SENTENCES, **missing, **hub)
     if file is None or not tokenizer.is_fast or not json.loads(Path(file).read_text()).get("do_lower_case"):
         return tokenizer
     backend = tokenizer.backend_tokenizer

@@ -90,8 +90,9 @@ def test_no_modality_is_named(file):
 
 
 # Families by the `model_type` that is their name, in any case, and the native classes that they list. A method that is
-# cited in a comment (BERT, Devlin et al. 2019) is none, nor is a processor or tokenizer: those are the modality's.
-PROCESSOR = re.compile(r"\w+_(Tokenizer|Processor|Extractor)")
+# cited in a comment (BERT, Devlin et al. 2019) is none, nor is a processor or tokenizer: those are the modality's. So
+# is the file that `sentence-transformers` writes for any family.
+PROCESSOR = re.compile(r"\w+_(Tokenizer|Processor|Extractor)|sentence_bert_config")
 NAMED = [name for name in FAMILIES if name not in OBJECTIVES]  # I-JEPA is a method, too
 SPELT = "|".join(re.escape(name).replace("_", "[_-]?") for name in NAMED)
 FAMILY = re.compile(rf"(?<![a-z0-9])({SPELT})(?![a-z0-9])", re.IGNORECASE)

@@ -14,8 +14,9 @@ from triptych.encoders.native.base import Family, fields_of, from_pretrained, se
 from triptych.encoders.native.names import Names, Pair, base_prefix, copy_in, leaves
 from triptych.encoders.native.start import Start, native_of
 from triptych.modalities import Text
+from triptych.modalities.tokenizer import SENTENCES
 
-POOLED, SENTENCES = "1_Pooling/config.json", "sentence_bert_config.json"
+POOLED = "1_Pooling/config.json"
 # What `sentence-transformers` writes beside a model: how its modules follow each other, and what each is.
 INNER = "0_Transformer"  # its base model, where that cannot be the export's own
 MODULES = [
