@@ -69,15 +69,21 @@ def _valid(table, column: str) -> bool:
 
 
 def _culprit(source: Source, files: list[File], read, error: Exception) -> UserError:
-    """The refusal of the first file that cannot be read by itself."""
+    """The refusal of the first file that cannot be read by itself, or is not like the first."""
+    kinds: dict[str, str] = {}
     for file in files:
         try:
-            read([file])
+            kinds.setdefault(_listed(read([file])), file.name)
         except Exception as own:
             if "corresponds to no data" in str(own) and len(files) > 1:
                 continue
             why = "it holds no rows" if "corresponds to no data" in str(own) else one_line(own.__cause__ or own)
             return UserError(f"data {source.name}: {file.opens} cannot be read: {why[:300]}; mend or remove it")
+    if len(kinds) > 1:
+        (columns, first), (others, other), *_ = kinds.items()
+        return UserError(
+            f"data {source.name}: {first} has the columns {columns}, but {other} {others}: give all files the same"
+        )
     return UserError(
         f"data {source.name}: its files cannot be read together: {one_line(error.__cause__ or error)[:300]}"
     )
@@ -188,6 +194,8 @@ def column_of(table, data: Data, modality: Modality, source: Source) -> tuple[st
     kinds = {kind_of(f) for f in table.features.values()}
     looks = [n for n, cls in MODALITIES.items() if kinds & set(cls.features) - {"string", "large_string"}]
     hint = f"; it looks like modality {looks[0]}" if looks else ""
+    if not looks and any(type(f).__name__ not in PLAIN for f in table.features.values()):
+        hint = "; arrays are read from files (.npy, .wav, ...), or handed over in Python (docs/use.md)"
     if within := nested(table, modality):
         hint = f"; within them {', '.join(within)}: name one, such as --data.column {within[0]}"
     raise UserError(

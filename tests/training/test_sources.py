@@ -619,7 +619,7 @@ def test_an_unreadable_table_of_many_is_named(tmp_path, capsys, table):
         with pytest.raises(UserError, match=says):
             load(Data(name=str(tmp_path / name)), Text())
     write(tmp_path / "columns", **{"a.csv": "text,label\nx,1\n", "b.csv": "body,label\nx,1\n"})
-    with pytest.raises(UserError, match="cannot be read together"):
+    with pytest.raises(UserError, match=r"a.csv has the columns text .*, but b.csv body .*: give all files the same"):
         load(Data(name=str(tmp_path / "columns")), Text())
 
 
@@ -817,6 +817,9 @@ def test_rows_that_disappear_are_said(tmp_path, capsys, table):
     table.to_parquet(tmp_path / "pictures.parquet")
     with pytest.raises(UserError, match="no column of type string.*; it looks like modality image"):
         load(Data(name=str(tmp_path / "pictures.parquet")), Text())
+    datasets.Dataset.from_dict({"wave": [{"array": [0.0, 1.0], "rate": 9}]}).to_parquet(tmp_path / "waves.parquet")
+    with pytest.raises(UserError, match=r"there are wave \(dict\); arrays are read from files \(.npy, .wav"):
+        load(Data(name=str(tmp_path / "waves.parquet")), Text())
     write(tmp_path / "odd", **{"a/1": "x", "b/2": "y"})
     with pytest.raises(UserError, match=r"reads \(2 no suffix\); it reads .txt, .text, .md"):
         load(Data(name=str(tmp_path / "odd")), Text())
