@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from decimal import Decimal
 from typing import Any, NamedTuple
-from unicodedata import normalize
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from triptych.evaluation.tasks import Classes, Numbers, Several, Task
 from triptych.training.errors import UserError
 from triptych.training.fields import NoLabels
 from triptych.training.groups import group_of, groups_of, suspected
+from triptych.training.metadata import likeness
 from triptych.training.sources import Rows, judged, load, split_called, splits_of
 
 FEW = 20  # classes that need no second look
@@ -67,7 +67,7 @@ def labelled(rows: Rows, split: str) -> tuple[Rows, list[Any]]:
     labels = [values[i] for i in found]
     alike: dict[str, set[str]] = {}
     for name in {part for v in labels if not isinstance(v, (int, float)) for part in _names(v)}:
-        alike.setdefault(normalize("NFC", name).casefold(), set()).add(name)
+        alike.setdefault(likeness(name), set()).add(name)
     if twice := next((sorted(names) for names in alike.values() if len(names) > 1), None):
         print(f"{split}: labels {twice[0]!r} and {twice[1]!r} count as two: write them in one way if they are one")
     return rows.select(found) if len(found) < len(values) else rows, labels

@@ -29,7 +29,7 @@ def metadata_of(source: Source, samples: list[File], about: list[File]) -> tuple
 
     def placed(folder: str, value: str | None) -> str:
         place = _place(folder, value, root)
-        return place if place in known else alike.get(_likeness(place), place)
+        return place if place in known else alike.get(likeness(place), place)
 
     for table in about:
         read = read_files(source, table.table, [table])
@@ -88,12 +88,12 @@ def _place(folder: str, value: str | None, root: str) -> str:
     return os.path.normpath(folder + path)
 
 
-def _likeness(name: str) -> str:
+def likeness(name: str) -> str:
     """What names have in common that differ in capitals, or in how an accent is written (macOS takes it apart)."""
     return normalize("NFC", normalize("NFC", name).casefold())
 
 
 def _by_likeness(names: set[str]) -> dict[str, str]:
     """Names by it, of which no other is alike."""
-    count = Counter(map(_likeness, names))
-    return {like: name for name in names if count[like := _likeness(name)] == 1}
+    count = Counter(map(likeness, names))
+    return {like: name for name in names if count[like := likeness(name)] == 1}
